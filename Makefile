@@ -1,0 +1,51 @@
+# Every target makes .venv when it is missing and does nothing when it is there.
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.r1lite-installed
+
+# Two cores: a waiting OpenMP thread must sleep, or two processes that share
+# the machine fall to a fraction of their speed.
+export OMP_WAIT_POLICY ?= PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test book lint bench
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+install: $(STAMP) ## make .venv with the tested versions and the package
+
+run: $(STAMP) ## train the nano recipe end to end (about ten minutes)
+	@$(BIN)/r1lite run nano
+	@echo
+	@echo "report:  runs/nano/report.html (open it in a browser)"
+	@echo "chat:    $(BIN)/r1lite chat runs/nano/final"
+
+test: $(STAMP) ## run every test and every notebook
+	@$(BIN)/python -m pytest
+
+book: $(STAMP) ## open the chapters in JupyterLab
+	@$(BIN)/jupyter lab chapters
+
+lint: $(STAMP) ## style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## measure speed on this machine
+	@$(BIN)/r1lite bench
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "R1-lite needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+	    "name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q
+	@echo "installing the tested versions into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install -q -r requirements.lock
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@

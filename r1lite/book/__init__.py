@@ -1,0 +1,1 @@
+"""What every chapter of the book uses: a fixed start, `show`, and `agree`."""
