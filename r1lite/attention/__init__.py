@@ -1,0 +1,1 @@
+"""Multi-head latent attention: norm, rotary positions, cache, attention."""

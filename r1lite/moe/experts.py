@@ -1,0 +1,61 @@
+"""What an expert computes: a SwiGLU MLP, nothing more.
+
+Not attention, not a norm: an expert sees one token at a time (V3, section
+2.1.2). Routed experts are stacked in 3-D parameters, as in transformers 5, so
+that one grouped product serves them all.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r1lite.config import R1Config
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), for dense layers and the shared expert."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., hidden) -> (..., hidden)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(nn.Module):
+    """E stacked SwiGLU experts over rows that are already sorted by expert.
+
+    ``gate_up_proj`` (E, 2 * inner, hidden) holds each expert's gate rows, then
+    its up rows; ``down_proj`` is (E, hidden, inner).
+    """
+
+    def __init__(self, config: R1Config) -> None:
+        super().__init__()
+        n, inner = config.n_routed_experts, config.moe_intermediate_size
+        hidden = config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * inner, hidden))
+        self.down_proj = nn.Parameter(torch.empty(n, hidden, inner))
+        nn.init.normal_(self.gate_up_proj, std=config.initializer_range)
+        nn.init.normal_(self.down_proj, std=config.initializer_range)
+
+    def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Run each expert on its rows.
+
+        Args:
+            rows: (N, hidden), the first counts[0] rows for expert 0, and so on.
+            counts: (E,) int64, may hold zeros, sums to N.
+
+        Returns:
+            (N, hidden) in the same order.
+        """
+        ends = counts.cumsum(0).to(torch.int32)
+        both = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends)
+        gate, up = both.chunk(2, dim=-1)
+        inner = F.silu(gate) * up
+        return F.grouped_mm(inner, self.down_proj.transpose(1, 2), offs=ends)
