@@ -1,0 +1,116 @@
+"""The command line: `r1lite run|chat|eval`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from r1lite.errors import R1Error
+
+# Idle OpenMP threads that spin would take the second core from everyone else.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+console = Console()
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="R1-lite: build, train and talk to a DeepSeek-R1-style reasoning model.",
+)
+
+Out = Annotated[Path | None, typer.Option(help="Run directory [runs/RECIPE].")]
+Directory = Annotated[Path, typer.Argument(help="A saved model, e.g. runs/nano/final.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed.")]
+
+
+@cli.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or a .toml file.")],
+    out: Out = None,
+    seed: Seed = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field, e.g. --set grpo.steps=20."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Train a recipe from random weights to a reasoning model, or resume it."""
+    from r1lite import recipe as recipes
+    from r1lite.pipeline import run_recipe
+
+    changes: dict[str, Any] = dict(recipes.parse_assignment(s) for s in set_ or [])
+    if seed is not None:
+        changes["seed"] = seed
+    loaded = recipes.load(recipe, changes)
+    run_recipe(loaded, out or Path("runs") / loaded.name, console, not quiet)
+
+
+@cli.command()
+def chat(
+    directory: Directory = Path("runs/nano/final"),
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    think: Annotated[bool, typer.Option(help="Force reasoning with <think>.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Talk to a saved model in the terminal."""
+    from r1lite.pipeline.talk import talk
+
+    talk(console, directory, temperature, max_new_tokens, think, seed or 0)
+
+
+@cli.command(name="eval")
+def evaluate(
+    directory: Directory,
+    levels: Annotated[
+        list[str] | None,
+        typer.Option("--level", help="family/level, e.g. chain/4; repeatable."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="validation or test.")] = "validation",
+    problems: Annotated[int, typer.Option(help="Unique problems a level.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    think: Annotated[bool, typer.Option(help="Force reasoning with <think>.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 96,
+    seed: Seed = 0,
+) -> None:
+    """Measure a saved model on verifiable problems."""
+    from r1lite.pipeline.talk import show_evaluation
+
+    show_evaluation(
+        console,
+        directory,
+        tuple(levels or ()),
+        split,
+        problems,
+        temperature,
+        think,
+        max_new_tokens,
+        seed or 0,
+    )
+
+
+def app() -> None:
+    """Entry point: user errors become one line and exit code 2."""
+    try:
+        cli()
+    except R1Error as e:
+        print(f"r1lite: {e}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        print(
+            "r1lite: the disk is full; free some space and run the same command "
+            "again, it resumes",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("r1lite: stopped; the same command resumes", file=sys.stderr)
+        sys.exit(130)

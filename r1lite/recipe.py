@@ -1,0 +1,170 @@
+"""A recipe: one TOML file that describes one whole run, checked before it starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from r1lite.config import R1Config
+from r1lite.data.mixture import DataConfig
+from r1lite.errors import R1Error
+from r1lite.evaluation import EvalConfig
+from r1lite.settings import Section, parse
+from r1lite.tasks.demonstrations import DemoConfig
+from r1lite.training.grpo import GRPOConfig
+from r1lite.training.pretrain import PretrainConfig
+from r1lite.training.rejection import ExpertConfig
+from r1lite.training.sft import SFTConfig
+
+
+class TokenizerConfig(Section):
+    """Section `[tokenizer]`: a byte-level BPE trained on the mixture's text."""
+
+    vocab_size: int = 1024
+    train_bytes: int = 3_000_000
+
+
+class MathConfig(Section):
+    """Section `[mathematics]`: generated documents of the mathematics domain."""
+
+    documents: int = 20_000
+    with_steps: float = 0.5
+
+
+class TasksConfig(Section):
+    """Section `[tasks]`: "family/level" = weight, for SFT, RL and evaluation."""
+
+    shares: dict[str, float] = {"chain/3": 1.0}
+
+
+class ControlsConfig(Section):
+    """Section `[controls]`: which rivals of RL are trained beside it.
+
+    Forced reasoning and the temperature sweep need no training: always there
+    when `enabled`. Clean SFT has the SFT stage's budget, continued SFT and
+    expert iteration have RL's.
+    """
+
+    enabled: bool = True
+    expert: ExpertConfig = ExpertConfig()
+
+
+class GoalsConfig(Section):
+    """Section `[goals]`: what the run promises; the report says if it was kept.
+
+    All are measured on the test split with greedy decoding.
+    """
+
+    before_at_most: float | None = None
+    after_at_least: float | None = None
+    length_ratio_at_least: float | None = None
+    format_at_least: float | None = None
+    rl_seconds_at_most: float | None = None
+    total_seconds_at_most: float | None = None
+
+
+class Recipe(Section):
+    """The whole run. `model` is a preset's name and fields that differ."""
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    checkpoint_seconds: float = 30.0
+    model: dict[str, Any]
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    mathematics: MathConfig = MathConfig()
+    tasks: TasksConfig = TasksConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    demonstrations: DemoConfig = DemoConfig()
+    sft: SFTConfig = SFTConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    controls: ControlsConfig = ControlsConfig()
+    evaluation: EvalConfig = EvalConfig()
+    goals: GoalsConfig = GoalsConfig()
+    tried: tuple[dict[str, str], ...] = ()
+
+    def model_config_for(self, vocab_size: int | None = None) -> R1Config:
+        """The model's configuration, its vocabulary set to the tokenizer's."""
+        changes = dict(self.model)
+        config = R1Config.preset(str(changes.pop("preset", "nano")))
+        if vocab_size is not None:
+            changes["vocab_size"] = vocab_size
+        return config.with_(**changes)
+
+    def fingerprint(self) -> str:
+        """Changes with anything that changes what the run computes."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_toml(self) -> str:
+        """The resolved recipe as TOML; unset optional fields are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("r1lite") / "recipes"
+    return sorted(
+        f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")
+    )
+
+
+def load(name_or_path: str, changes: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe by name or file path; `changes` maps "a.b" to a value.
+
+    Raises:
+        R1Error: no such recipe, not TOML, or a field that does not fit.
+    """
+    values = _read(name_or_path)
+    for dotted, value in (changes or {}).items():
+        _assign(values, dotted, value)
+    recipe = parse(Recipe, values, "recipe")
+    recipe.model_config_for()  # a bad model field is found now, not after pretraining
+    return recipe
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise R1Error(f"recipe: {path} is not a file; give a recipe's name or path")
+        text = path.read_text()
+    elif name_or_path in names():
+        folder = resources.files("r1lite") / "recipes"
+        text = (folder / f"{name_or_path}.toml").read_text()
+    else:
+        known = ", ".join(names())
+        raise R1Error(
+            f"recipe: {name_or_path!r} is not known; choose {known} or a .toml file"
+        )
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise R1Error(f"recipe: {name_or_path} is not valid TOML ({e}); fix it") from e
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for name in parents:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise R1Error(f"{dotted}: {name} is not a section; fix the name after --set")
+    values[last] = value
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`a.b=value` from the command line; the value is TOML (a bare word is text)."""
+    name, equals, raw = text.partition("=")
+    if not equals or not name:
+        raise R1Error(f"--set {text}: is not NAME=VALUE; write e.g. --set grpo.steps=20")
+    try:
+        return name, tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        return name, raw

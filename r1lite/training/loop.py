@@ -1,0 +1,179 @@
+"""The loop every stage shares: schedule, update, log, checkpoint, resume.
+
+Everything random in a stage is a function of (seed, stage, step), and data is
+asked for by step number. So a resumed stage needs no generator state: it goes
+on at step n and takes exactly the path of a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from r1lite.model import R1Model
+from r1lite.moe import balance
+from r1lite.settings import Section
+from r1lite.training import checkpoint, optim
+from r1lite.training.metrics import MetricsLog
+
+Update = Callable[[], float]
+StepFunction = Callable[[int, Update], dict[str, float]]
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any words and numbers, equal on every machine."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class BalanceConfig(Section):
+    """Load balance of a stage: V3's bias step and its sequence-wise loss.
+
+    `gamma` moves the selection bias (arXiv 2408.15664); `alpha` weighs the
+    sequence-wise loss (V3 eq. 17).
+    """
+
+    gamma: float = 1e-3
+    alpha: float = 1e-4
+
+
+@dataclass
+class Run:
+    """A run directory and what every stage needs to write into it."""
+
+    dir: Path
+    seed: int
+    log: MetricsLog
+    fingerprint: str = ""
+    checkpoint_seconds: float = 30.0
+    load_every: int = 10
+    progress: bool = True
+
+    def checkpoint_path(self, stage: str) -> Path:
+        """Where the state of a stage in progress lies."""
+        return self.dir / "checkpoints" / f"{stage}.pt"
+
+
+@dataclass
+class StageResult:
+    """What a finished stage cost. Seconds exclude time lost to a kill."""
+
+    name: str
+    steps: int
+    seconds: float
+    tokens: int
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+def run_stage(
+    run: Run,
+    name: str,
+    model: R1Model,
+    optim_config: optim.OptimConfig,
+    steps: int,
+    step_function: StepFunction,
+    gamma: float = 0.0,
+) -> StageResult:
+    """Run `steps` steps of a stage, from its checkpoint if there is one.
+
+    `step_function(step, update)` accumulates gradients and calls `update()`
+    (clip, optimizer step, bias step; returns the gradient norm) at least once.
+    It returns numbers to log; "tokens" counts this step's tokens.
+    """
+    optimizers = optim.build(model, optim_config)
+    path = run.checkpoint_path(name)
+    start, _ = checkpoint.load(path, run.fingerprint, model, optimizers)
+    rows = run.log.rewind(name, start)
+    spent = rows[-1]["time"] if rows else 0.0
+    tokens = rows[-1]["tokens"] if rows else 0
+    last: dict[str, Any] = rows[-1] if rows else {}
+    load: list[torch.Tensor] = []
+
+    def update() -> float:
+        norm = optim.step(model, optimizers, optim_config.clip)
+        load.append(balance.update_bias_(model, gamma))
+        return norm
+
+    model.train()
+    began = saved = time.perf_counter()
+    with _progress(run, name, start, steps) as tick:
+        for step in range(start, steps):
+            optim.set_lr(optimizers, optim.lr_scale(optim_config, step, steps))
+            load.clear()
+            before = time.perf_counter()
+            values = step_function(step, update)
+            now = time.perf_counter()
+            tokens += int(values.pop("tokens"))
+            last = {
+                "time": round(spent + now - began, 3),
+                "tokens": tokens,
+                "tokens_per_s": round((tokens - last.get("tokens", 0)) / (now - before)),
+                "lr": optimizers[0].param_groups[0]["lr"],
+                **values,
+                **_load_metrics(torch.stack(load).sum(0), step % run.load_every == 0),
+            }
+            run.log.append(name, step, **last)
+            tick(last)
+            if now - saved >= run.checkpoint_seconds and step + 1 < steps:
+                checkpoint.save(path, run.fingerprint, step + 1, model, optimizers)
+                saved = time.perf_counter()
+    model.eval()
+    return StageResult(name, steps, last.get("time", 0.0), tokens, last)
+
+
+def _load_metrics(load: torch.Tensor, keep_all: bool) -> dict[str, Any]:
+    """`load`: (MoE layers, experts) token counts of one step."""
+    if load.numel() == 0:
+        return {}
+    values: dict[str, Any] = {
+        "max_violation": round(float(balance.max_violation(load).mean()), 4)
+    }
+    if keep_all:
+        share = load.float() / load.sum(-1, keepdim=True).clamp_min(1)
+        values["load"] = [[round(v, 4) for v in row] for row in share.tolist()]
+    return values
+
+
+class _progress:
+    """A progress bar that shows the step's most telling numbers."""
+
+    SHOWN = ("loss", "reward", "accuracy", "length", "tokens_per_s")
+
+    def __init__(self, run: Run, name: str, start: int, steps: int) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description:>12}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[info]}"),
+            disable=not run.progress,
+        )
+        self._task = self._bar.add_task(name, total=steps, completed=start, info="")
+
+    def __enter__(self) -> Callable[[dict[str, Any]], None]:
+        self._bar.start()
+        return self._tick
+
+    def _tick(self, values: dict[str, Any]) -> None:
+        info = "  ".join(
+            f"{k} {values[k]:.4g}" if k != "tokens_per_s" else f"{values[k]:,} tok/s"
+            for k in self.SHOWN
+            if k in values
+        )
+        self._bar.update(self._task, advance=1, info=info)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

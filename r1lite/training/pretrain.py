@@ -1,0 +1,94 @@
+"""Pretraining: next-token prediction, MTP and the two balance terms.
+
+Source: DeepSeek-V3, arXiv 2412.19437, sections 2.2 (MTP), 2.1.2 (balance), 4.2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from r1lite.data.packing import PackedRows
+from r1lite.model import R1Model
+from r1lite.moe.balance import sequence_balance_loss
+from r1lite.mtp import mtp_loss
+from r1lite.settings import Section
+from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
+from r1lite.training.optim import OptimConfig
+
+
+class PretrainConfig(Section):
+    """Section `[pretrain]`. A batch is `batch_size` rows of `seq_len` tokens.
+
+    `document_mask` off is what V3 did: packed documents see each other.
+    """
+
+    steps: int = 800
+    batch_size: int = 16
+    seq_len: int = 256
+    document_mask: bool = False
+    mtp_weight: float = 0.3
+    balance: BalanceConfig = BalanceConfig()
+    optim: OptimConfig = OptimConfig(name="muon")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the stage is trained on."""
+        return self.steps * self.batch_size * self.seq_len
+
+
+def pretrain(
+    run: Run, model: R1Model, config: PretrainConfig, rows: PackedRows
+) -> StageResult:
+    """Train `model` in place on packed rows of `seq_len + 1` tokens."""
+
+    def step(i: int, update: Update) -> dict[str, float]:
+        batch = rows.batch(i, config.batch_size)
+        ids, targets = batch.ids[:, :-1], batch.ids[:, 1:]
+        documents = batch.document_ids[:, :-1]
+        out = model(ids, document_ids=documents if config.document_mask else None)
+        loss = F.cross_entropy(out.logits.flatten(0, 1), targets.flatten())
+        total = loss + config.balance.alpha * sequence_balance_loss(model)
+        values = {"loss": loss.item()}
+        if model.mtp is not None and config.mtp_weight:
+            ahead = mtp_loss(model, ids, out, batch.ids, batch.document_ids)
+            total = total + config.mtp_weight * ahead
+            values["mtp_loss"] = ahead.item()
+        total.backward()
+        return {**values, "grad_norm": update(), "tokens": ids.numel()}
+
+    return run_stage(
+        run, "pretrain", model, config.optim, config.steps, step, config.balance.gamma
+    )
+
+
+@torch.inference_mode()
+def bits_per_byte(
+    model: R1Model, documents: list[list[int]], n_bytes: int, seq_len: int
+) -> float:
+    """Bits the model spends per byte of held-out text.
+
+    `documents`: token ids, each document starting with the begin token, which
+    is context and costs nothing. Unlike the loss, it compares tokenizers.
+    """
+    nats = 0.0
+    rows = [
+        d[at : at + seq_len + 1]
+        for d in documents
+        for at in range(0, len(d) - 1, seq_len)
+    ]
+    rows.sort(key=len)
+    for at in range(0, len(rows), 32):
+        chunk = rows[at : at + 32]
+        width = max(len(r) for r in chunk)
+        ids = torch.zeros(len(chunk), width, dtype=torch.long)
+        real = torch.zeros(len(chunk), width, dtype=torch.bool)
+        for i, row in enumerate(chunk):
+            ids[i, : len(row)] = torch.tensor(row)
+            real[i, : len(row)] = True
+        logits = model(ids[:, :-1]).logits
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        nats += float(loss[real[:, 1:].flatten()].double().sum())
+    return nats / n_bytes / 0.6931471805599453
