@@ -10,6 +10,8 @@ STAMP := $(VENV)/.r1lite-installed
 # the machine fall to a fraction of their speed.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# setuptools warns about editable installations, which is what we want here.
+export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test book lint bench
@@ -18,6 +20,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 install: $(STAMP) ## make .venv with the tested versions and the package
+	@:
 
 run: $(STAMP) ## train the nano recipe end to end (about ten minutes)
 	@$(BIN)/r1lite run nano
