@@ -10,8 +10,6 @@ STAMP := $(VENV)/.r1lite-installed
 # the machine fall to a fraction of their speed.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# setuptools warns about editable installations, which is what we want here.
-export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test book lint bench
@@ -50,5 +48,5 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q
 	@echo "installing the tested versions into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install -q -r requirements.lock
-	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
