@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from r1lite.attention.cache import LatentCache
+from r1lite.attention.mask import additive_mask, check_inputs, positions_of
 from r1lite.attention.mla import MLA
 from r1lite.attention.norm import RMSNorm
 from r1lite.attention.rope import Rope
@@ -17,6 +17,7 @@ from r1lite.config import R1Config
 from r1lite.errors import R1Error
 from r1lite.moe.experts import SwiGLU
 from r1lite.moe.layer import MoE
+from r1lite.mtp import MTP
 
 
 @dataclass
@@ -53,40 +54,6 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-def positions_of(input_ids: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
-    """Default positions, (1 or batch, seq): counting from the first real token."""
-    seq = input_ids.shape[1]
-    if attention_mask is None:
-        return torch.arange(past, past + seq, device=input_ids.device).unsqueeze(0)
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -seq:]
-
-
-def additive_mask(
-    seq: int,
-    kv: int,
-    attention_mask: Tensor | None,
-    document_ids: Tensor | None,
-    like: Tensor,
-) -> Tensor | None:
-    """0 where a query may look, -inf elsewhere: (batch or 1, 1, seq, kv).
-
-    None where nothing is hidden but the future, or not even that: those need
-    no mask. A query always sees itself, so that padding gives no 0/0.
-    """
-    if attention_mask is None and document_ids is None and seq in (1, kv):
-        return None
-    rows = torch.arange(kv - seq, kv, device=like.device).unsqueeze(1)
-    columns = torch.arange(kv, device=like.device)
-    allowed = (columns <= rows).unsqueeze(0)
-    if attention_mask is not None:
-        allowed = allowed & attention_mask.bool().unsqueeze(1)
-    if document_ids is not None:
-        allowed = allowed & (document_ids.unsqueeze(2) == document_ids.unsqueeze(1))
-    allowed = (allowed | (columns == rows)).unsqueeze(1)
-    zero = torch.zeros((), dtype=like.dtype, device=like.device)
-    return torch.where(allowed, zero, float("-inf"))
-
-
 class R1Model(nn.Module):
     """Token ids in, next-token logits out.
 
@@ -103,7 +70,9 @@ class R1Model(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.mtp: nn.Module | None = None
+        self.mtp: MTP | None = None
+        if config.num_nextn_predict_layers:
+            self.mtp = MTP(config, Block(config, config.num_hidden_layers))
         self.rope = Rope(config)
         self._initialize(config.initializer_range)
         if config.tie_word_embeddings:
@@ -158,7 +127,7 @@ class R1Model(nn.Module):
     ) -> Tensor:
         """The final-norm states (batch, seq, hidden); see `forward`."""
         past = 0 if cache is None else cache.length
-        _check(input_ids, attention_mask, document_ids, past)
+        check_inputs(input_ids, attention_mask, document_ids, past)
         seq = input_ids.shape[1]
         if position_ids is None:
             position_ids = positions_of(input_ids, attention_mask, past)
@@ -171,6 +140,45 @@ class R1Model(nn.Module):
             cache.advance(seq)
         return self.norm(x)
 
+    def mtp_hidden(
+        self,
+        input_ids: Tensor,
+        hidden: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The MTP block's states: position i has seen token i+1, predicts i+2.
+
+        Args:
+            input_ids: (batch, seq); hidden: (batch, seq, hidden), the trunk's
+                output for them. The masks are those given to the trunk.
+
+        Returns:
+            (batch, seq - 1, hidden), ready for ``lm_head``.
+
+        Raises:
+            R1Error: the model has no MTP module.
+        """
+        if self.mtp is None:
+            raise R1Error(
+                "model.num_nextn_predict_layers: this model has no MTP module; "
+                "build it with 1"
+            )
+        if position_ids is None:
+            position_ids = positions_of(input_ids, attention_mask, 0)
+        seq = input_ids.shape[1] - 1
+        real = None if attention_mask is None else attention_mask[:, :-1]
+        documents = None if document_ids is None else document_ids[:, :-1]
+        turn = self.rope(position_ids[:, :-1], hidden.dtype)
+        mask = additive_mask(seq, seq, real, documents, hidden)
+        return self.mtp(self.embed_tokens(input_ids[:, 1:]), hidden[:, :-1], turn, mask)
+
+    def mtp_logits(self, input_ids: Tensor, hidden: Tensor, **masks: Any) -> Tensor:
+        """(batch, seq - 1, vocab): position i scores token i+2."""
+        return self.lm_head(self.mtp_hidden(input_ids, hidden, **masks))
+
     def new_cache(self, batch: int, max_len: int) -> LatentCache:
         """An empty cache in the model's dtype, on its device."""
         weight = self.embed_tokens.weight
@@ -181,26 +189,3 @@ class R1Model(nn.Module):
         from r1lite.hub import save_pretrained
 
         save_pretrained(self, path, **options)
-
-
-def _check(
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    document_ids: Tensor | None,
-    past: int,
-) -> None:
-    if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-        raise R1Error(
-            f"input_ids: shape {tuple(input_ids.shape)}; give (batch, seq), seq >= 1"
-        )
-    batch, seq = input_ids.shape
-    if attention_mask is not None and attention_mask.shape != (batch, past + seq):
-        raise R1Error(
-            f"attention_mask: shape {tuple(attention_mask.shape)} does not cover "
-            f"the {past} cached and {seq} new tokens; give {(batch, past + seq)}"
-        )
-    if document_ids is not None and (past or document_ids.shape != input_ids.shape):
-        raise R1Error(
-            "document_ids: packed documents take input_ids' shape and an empty "
-            "cache; pass one id per token"
-        )

@@ -107,16 +107,18 @@ class MLA(nn.Module):
         shared = k_rope.unsqueeze(-2).expand(-1, -1, self.heads, -1)
         query = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
         key = torch.cat((k_nope, shared), dim=-1).transpose(1, 2)
+        # The fused kernels want values as wide as keys: without the zeros torch
+        # falls back to one that writes out every attention score.
         out = F.scaled_dot_product_attention(
             query,
             key,
-            value.transpose(1, 2),
+            F.pad(value, (0, query.shape[-1] - self.v)).transpose(1, 2),
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None,
             scale=self.scale,
         )
-        return out.transpose(1, 2).flatten(-2)
+        return out[..., : self.v].transpose(1, 2).flatten(-2)
 
     def _absorbed(
         self, q_nope: Tensor, q_rope: Tensor, past: Tensor, mask: Tensor | None

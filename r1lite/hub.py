@@ -1,0 +1,175 @@
+"""Hugging Face directories, both ways: config.json and safetensors.
+
+What is saved here loads in transformers with equal logits; what transformers
+or DeepSeek saved loads here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from r1lite import hub_layout as layout
+from r1lite.errors import R1Error
+from r1lite.hub_files import (
+    INDEX,
+    SINGLE,
+    names_in,
+    read_json,
+    read_state,
+    weight_files,
+)
+from r1lite.model import R1Model
+from r1lite.moe.balance import routers
+
+
+class Saves(Protocol):
+    """A tokenizer, as far as this file needs one."""
+
+    def save(self, path: Path) -> Any:
+        """Write the tokenizer's files into the directory."""
+
+
+def save_pretrained(
+    model: R1Model,
+    path: str | PathLike[str],
+    tokenizer: Saves | None = None,
+    max_shard_size: int = 5_000_000_000,
+) -> None:
+    """Write config.json, the weights and, if given, the tokenizer's files.
+
+    Everything is written beside `path` first and moved in when complete: a
+    new directory appears at once, files of an old one are replaced singly.
+
+    Args:
+        max_shard_size: bytes of a weight file; more than one adds an index.
+
+    Raises:
+        R1Error: the place cannot be written to.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+        ) as made:
+            fresh = Path(made) / "files"
+            fresh.mkdir()
+            _write(model, fresh, max_shard_size)
+            if tokenizer is not None:
+                tokenizer.save(fresh)
+            _move(fresh, target)
+    except (OSError, SafetensorError) as error:
+        raise R1Error(
+            f"{target}: could not be saved ({error}); free some space or choose "
+            "another place"
+        ) from error
+
+
+def _write(model: R1Model, folder: Path, limit: int) -> None:
+    dtype = model.embed_tokens.weight.dtype
+    config = layout.config_to_hf(model.config, dtype)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shards = _shards(layout.export(model.state_dict(), model.config), limit)
+    names = [f"model-{i + 1:05}-of-{len(shards):05}" for i in range(len(shards))]
+    files = [SINGLE] if len(shards) == 1 else [n + ".safetensors" for n in names]
+    for file, shard in zip(files, shards, strict=True):
+        # clone: safetensors refuses tensors that share one storage
+        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in shard.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(files) > 1:
+        size = sum(t.nbytes for shard in shards for t in shard.values())
+        where = {k: f for f, shard in zip(files, shards, strict=True) for k in shard}
+        index = {"metadata": {"total_size": size}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(
+    tensors: Iterator[tuple[str, Tensor]], limit: int
+) -> list[dict[str, Tensor]]:
+    """Fill files in order up to `limit` bytes; a bigger tensor gets its own."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _move(fresh: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(fresh, target)
+        return
+    new = {p.name for p in fresh.iterdir()}
+    # Weights before the index that names them, so that no index ever points
+    # at a file that is not there.
+    for file in sorted(fresh.iterdir(), key=lambda p: p.suffix == ".json"):
+        os.replace(file, target / file.name)
+    for old in [*target.glob("model*.safetensors"), target / INDEX]:
+        if old.name not in new:
+            old.unlink(missing_ok=True)
+
+
+def from_pretrained(
+    path: str | PathLike[str],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> R1Model:
+    """Load a model, in evaluation mode, without touching the random generator.
+
+    Args:
+        path: a directory, or a hub id such as "org/name".
+        dtype: of the weights; default what config.json says.
+
+    Raises:
+        R1Error: something is missing, foreign or of the wrong shape.
+    """
+    folder = _resolve(path)
+    file = folder / "config.json"
+    config, stored = layout.config_from_hf(read_json(file), str(file))
+    files = weight_files(folder)
+    names = [name for file in files for name in names_in(file)]
+    if not any(name.startswith(layout.mtp_prefix(config)) for name in names):
+        config = config.with_(num_nextn_predict_layers=0)
+    with torch.device("meta"):
+        model = R1Model(config)
+    state = read_state(files, model, dtype or stored, device)
+    model.load_state_dict(state, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    for router in routers(model):
+        router.counts = torch.zeros_like(router.counts, device=device)
+    return model.eval()
+
+
+def _resolve(path: str | PathLike[str]) -> Path:
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    looks_local = folder.is_absolute() or folder.parent.is_dir()
+    if looks_local or str(path).count("/") != 1:
+        raise R1Error(f"{path}: no such directory; give one that holds config.json")
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.jinja"]
+        return Path(snapshot_download(str(path), allow_patterns=wanted))
+    except Exception as error:  # the client raises a dozen kinds
+        reason = str(error).splitlines()[0]
+        raise R1Error(
+            f"{path}: neither a directory nor reachable on the hub ({reason}); "
+            "check the name and the network"
+        ) from error
