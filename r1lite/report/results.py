@@ -1,5 +1,7 @@
 """The parts of report.json that say how good the policies are."""
 
+# ruff: noqa: RUF012 (pydantic copies a mutable default for each object)
+
 from __future__ import annotations
 
 import math
@@ -86,7 +88,10 @@ class Headline(Part):
 
 
 class Goal(Part):
-    """A number the recipe promised, and whether the run kept it."""
+    """A number the recipe promised, and whether the run kept it.
+
+    A value in "%" is a share in [0, 1]; the others are as they stand.
+    """
 
     name: str
     value: Measured
@@ -99,6 +104,30 @@ class Goal(Part):
         low = -math.inf if self.at_least is None else self.at_least
         high = math.inf if self.at_most is None else self.at_most
         return self.value is not None and low <= self.value <= high
+
+    @property
+    def shown(self) -> str:
+        """The measured value in its unit."""
+        return self._in_unit(self.value)
+
+    @property
+    def promise(self) -> str:
+        """The bounds in their unit."""
+        bounds = []
+        if self.at_least is not None:
+            bounds.append(f"at least {self._in_unit(self.at_least)}")
+        if self.at_most is not None:
+            bounds.append(f"at most {self._in_unit(self.at_most)}")
+        return ", ".join(bounds)
+
+    def _in_unit(self, value: float | None) -> str:
+        if value is None:
+            return "not measured"
+        if self.unit == "%":
+            return f"{100 * value:.4g} %"
+        return (
+            f"{value:.4g}{self.unit if self.unit == 'x' else ' ' + self.unit}".strip()
+        )
 
 
 class Attempt(Part):

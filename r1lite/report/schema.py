@@ -1,8 +1,10 @@
 """report.json: what a run measured, validated when written and when read.
 
-The parts are in `parts.py` and `results.py`. Pooled numbers and verdicts are worked out here
-from the evaluations, so that a table and a sentence can never disagree.
+The parts are in `parts.py` and `results.py`. Pooled numbers and verdicts are
+worked out here from the evaluations, so that a table and a sentence can never
+disagree.
 """
+# ruff: noqa: RUF012 (pydantic copies a mutable default for each object)
 
 from __future__ import annotations
 

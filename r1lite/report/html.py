@@ -1,0 +1,178 @@
+"""report.html: one file that holds everything, opens anywhere and prints.
+
+It refers to nothing outside itself, and its content security policy forbids
+that too. Every text of the run is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from r1lite.report import curves, plots, table
+from r1lite.report.files import Metrics, read_metrics, write_atomically
+from r1lite.report.parts import Stage
+from r1lite.report.results import Evaluation, pool
+from r1lite.report.schema import Report
+
+FILE_NAME = "report.html"
+RECIPE_NAME = "recipe.toml"
+HERE = Path(__file__).parent
+
+
+def build(run_dir: Path | str) -> Path:
+    """Write run_dir/report.html from report.json, metrics.jsonl and recipe.toml.
+
+    Only report.json must be there. R1Error if it is missing or bad.
+    """
+    run = Path(run_dir)
+    report, metrics = Report.load(run), read_metrics(run)
+    recipe = run / RECIPE_NAME
+    text = recipe.read_text("utf-8", "replace") if recipe.is_file() else ""
+    path = run / FILE_NAME
+    write_atomically(path, render(report, metrics, text))
+    return path
+
+
+def render(report: Report, metrics: Metrics, recipe: str = "") -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("percent", "interval", "number", "amount", "seconds", "policy_name"):
+        environment.filters[name] = getattr(table, name)
+    families, rows = report.families, table.headline_rows(report)
+    controls = [row for row in rows if row.kind == "control"]
+    best = max(controls, key=lambda row: row.result.accuracy, default=None)
+    page = environment.get_template("report.html.j2").render(
+        r=report,
+        css=Markup((HERE / "report.css").read_text("utf-8")),
+        recipe=recipe,
+        before=report.before(),
+        after=report.after(),
+        rows=rows,
+        family_rows={f: table.headline_rows(report, f) for f in families},
+        verdicts={v.family: v for v in report.verdicts},
+        sweep=sweep(report),
+        seeds=table.seed_table(report.seeds),
+        best=best,
+        stages=[(s, peak_memory(s, metrics)) for s in report.stages],
+        figures=figures(report, metrics),
+        stage_figures=stage_figures(report, metrics),
+        times=table.times,
+        how=table.how,
+        segments=segments,
+    )
+    # A lone surrogate in a sample cannot be written as UTF-8.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def figures(report: Report, metrics: Metrics) -> dict[str, Markup]:
+    """Every figure by name ("levels NAME" for a family), empty without data."""
+    rl = metrics.get(report.headline.after, [])
+    drawn: dict[str, str | None] = {
+        "headline": plots.headline(report),
+        "rewards": curves.rewards(rl),
+        "length": curves.response_length(rl),
+        "health": curves.rl_health(rl),
+        "load": curves.expert_load(metrics),
+        "violation": curves.max_violation(metrics),
+        "mixture": plots.mixture(report),
+        "bits": plots.bits_per_byte(report),
+    }
+    for family in report.families:
+        drawn[f"levels {family}"] = plots.accuracy_by_level(report, family)
+    return {name: Markup(svg or "") for name, svg in drawn.items()}
+
+
+def stage_figures(
+    report: Report, metrics: Metrics
+) -> dict[str, list[tuple[str, Markup]]]:
+    """{"loss" | "optimisation": [(stage, figure)]} of the stages with such data.
+
+    RL's loss says nothing by itself, so it is left out.
+    """
+    draw: dict[str, Callable[..., str | None]] = {
+        "loss": curves.loss,
+        "optimisation": curves.optimisation,
+    }
+    found: dict[str, list[tuple[str, Markup]]] = {kind: [] for kind in draw}
+    for stage, records in metrics.items():
+        for kind, figure in draw.items():
+            if kind == "loss" and stage == report.headline.after:
+                continue
+            svg = figure(stage, records)
+            if svg is not None:
+                found[kind].append((stage, Markup(svg)))
+    return found
+
+
+def sweep(report: Report) -> list[Evaluation]:
+    """Every way of answering on validation, pooled: what choices were made on."""
+    rows = [e for e in report.evaluations if e.split == "validation"]
+    ways = dict.fromkeys(e.way for e in rows)
+    return [pool([e for e in rows if e.way == way]) for way in ways]
+
+
+def peak_memory(stage: Stage, metrics: Metrics) -> float | None:
+    """Most memory in MB that a record of the stage names."""
+    records: list[dict[str, Any]] = metrics.get(stage.name, [])
+    found = [r["memory_mb"] for r in records if isinstance(r.get("memory_mb"), float)]
+    return max(found, default=None)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a reply. `closed` is False for a thought that was cut off."""
+
+    kind: Literal["think", "answer", "text"]
+    text: str
+    closed: bool = True
+
+
+_TOKENS = re.compile(r"<｜[^｜<>]{1,40}｜>")
+_PIECES = re.compile(
+    r"(?P<think><think>(?P<thought>.*?)(?P<end></think>|\Z))"
+    r"|(?P<whole><answer>(?P<answer>.*?)(?P<stop></answer>|\Z))",
+    re.DOTALL,
+)
+
+
+def segments(reply: str) -> list[Segment]:
+    """Split a decoded reply into thought, answer and what lies around them.
+
+    A reply that was made to think starts inside its thought: its text has
+    </think> without <think>.
+    """
+    text = _TOKENS.sub("", reply)
+    opened, closed = text.find("<think>"), text.find("</think>")
+    if closed >= 0 and not 0 <= opened < closed:
+        text = "<think>" + text
+    pieces: list[Segment] = []
+    place = 0
+    for match in _PIECES.finditer(text):
+        _plain(pieces, text[place : match.start()])
+        if match["think"] is not None:
+            done = match["end"] != ""
+            pieces.append(Segment("think", match["thought"].strip(), done))
+        else:
+            done = match["stop"] != ""
+            pieces.append(Segment("answer", match["answer"].strip(), done))
+        place = match.end()
+    _plain(pieces, text[place:])
+    return pieces
+
+
+def _plain(pieces: list[Segment], text: str) -> None:
+    if text.strip():
+        pieces.append(Segment("text", text.strip()))
