@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from r1lite import hub_layout as layout
 from r1lite.errors import R1Error
+from r1lite.hub import layout
 from r1lite.model import R1Model
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
