@@ -151,8 +151,14 @@ def test_a_named_module_that_is_missing_is_found(tmp_path: Path) -> None:
 
 
 def test_a_cycle_is_found(tmp_path: Path) -> None:
-    toy = _toy(tmp_path, **{"base.py": "def f():\n    import toy.part.one"})
+    toy = _toy(tmp_path, **{"base.py": "if True:\n    import toy.part.one"})
     assert law.cycles(toy) == ["toy.base -> toy.part.one -> toy.base"]
+
+
+@pytest.mark.parametrize("when", ["def f():", "if TYPE_CHECKING:"])
+def test_an_import_that_does_not_run_closes_no_cycle(tmp_path: Path, when: str) -> None:
+    toy = _toy(tmp_path, **{"base.py": f"{when}\n    import toy.part.one"})
+    assert law.cycles(toy) == []
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,16 @@ class Package:
             m: ast.parse(p.read_text(encoding="utf-8")) for m, p in self.files.items()
         }
 
-    def imports(self, module: str) -> set[str]:
-        """Every own module that `module` imports, inside functions too."""
+    def imports(self, module: str, when_loaded: bool = False) -> set[str]:
+        """Every own module that `module` imports, inside functions too.
+
+        With `when_loaded`, only what importing `module` itself runs.
+        """
         is_package = self.files[module].name == "__init__.py"
         here = module if is_package else module.rpartition(".")[0]
+        tree = self.trees[module]
         found: set[str] = set()
-        for dotted in _mentions(self.trees[module], here, self.name):
+        for dotted in _mentions(tree, here, self.name, inside=not when_loaded):
             found |= self.modules_behind(dotted)
         return found - {module}
 
@@ -119,8 +123,11 @@ def forward_imports(package: Package, book: Book) -> list[str]:
 
 
 def cycles(package: Package) -> list[str]:
-    """Import cycles, each as the path that closes it."""
-    graph = {m: sorted(package.imports(m)) for m in package.files}
+    """Import cycles, each as the path that closes it.
+
+    An import inside a function or for type checkers only closes no cycle.
+    """
+    graph = {m: sorted(package.imports(m, when_loaded=True)) for m in package.files}
     done: set[str] = set()
     found = []
 
@@ -221,9 +228,14 @@ def _dotted(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _mentions(tree: ast.AST, here: str, package: str) -> Iterator[str]:
-    """Every dotted own name that a tree imports or reaches from the root."""
-    for node in ast.walk(tree):
+def _mentions(
+    tree: ast.AST, here: str, package: str, inside: bool = True
+) -> Iterator[str]:
+    """Every dotted own name that a tree imports or reaches from the root.
+
+    inside: look into the bodies of functions too.
+    """
+    for node in ast.walk(tree) if inside else _outside_functions(tree):
         dotted: list[str] = []
         if isinstance(node, ast.Import):
             dotted = [alias.name for alias in node.names]
@@ -237,6 +249,15 @@ def _mentions(tree: ast.AST, here: str, package: str) -> Iterator[str]:
         elif isinstance(node, ast.Attribute):
             dotted = [_chain(node)]  # `import r1lite`, then `r1lite.R1Model`
         yield from (d for d in dotted if d.partition(".")[0] == package)
+
+
+def _outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
+    later = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    for node in ast.iter_child_nodes(tree):
+        for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in _chain(node.test)
+        if not isinstance(node, later) and not for_types:
+            yield node
+            yield from _outside_functions(node)
 
 
 def _absolute(node: ast.ImportFrom, here: str) -> str:
