@@ -15,7 +15,7 @@ _HOME = {
     "R1Model": "r1lite.model",
     "from_pretrained": "r1lite.hub",
     "save_pretrained": "r1lite.hub",
-    "generate": "r1lite.generate",
+    "generate": "r1lite.generation",
 }
 
 __all__ = ["__version__", *_HOME]

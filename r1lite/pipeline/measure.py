@@ -13,7 +13,7 @@ from r1lite.evaluation import (
     pooled_accuracy,
     problem_set,
 )
-from r1lite.generate import Sampling
+from r1lite.generation import Sampling
 from r1lite.model import R1Model
 from r1lite.pipeline.context import Context
 from r1lite.tasks import Problem

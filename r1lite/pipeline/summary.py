@@ -7,7 +7,7 @@ from typing import Any
 
 from r1lite.config import R1Config
 from r1lite.evaluation import LevelResult, answer
-from r1lite.generate import Sampling
+from r1lite.generation import Sampling
 from r1lite.model import R1Model
 from r1lite.pipeline.context import Context
 from r1lite.pipeline.measure import Measure, Way

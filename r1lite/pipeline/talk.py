@@ -14,7 +14,7 @@ from r1lite.data import chat
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
 from r1lite.evaluation import EvalConfig, answer, by_level, problem_set
-from r1lite.generate import Sampling, sample
+from r1lite.generation import Sampling, sample
 from r1lite.model import R1Model
 from r1lite.pipeline.context import RECIPE_FILE
 from r1lite.report.verdict import wilson

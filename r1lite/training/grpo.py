@@ -17,7 +17,7 @@ from torch import Tensor
 
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
-from r1lite.generate import Sampling
+from r1lite.generation import Sampling
 from r1lite.model import R1Model
 from r1lite.settings import Section
 from r1lite.tasks import Problem

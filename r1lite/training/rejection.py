@@ -12,7 +12,7 @@ import torch
 from r1lite.data.chat import Example
 from r1lite.data.packing import pack_examples
 from r1lite.data.tokenizer import R1Tokenizer
-from r1lite.generate import Sampling
+from r1lite.generation import Sampling
 from r1lite.model import R1Model
 from r1lite.settings import Section
 from r1lite.training.grpo import ProblemAt

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from r1lite.data import chat
 from r1lite.data.tokenizer import R1Tokenizer
-from r1lite.generate import Sampling, sample
+from r1lite.generation import Sampling, sample
 from r1lite.model import R1Model
 from r1lite.tasks import Problem
 from r1lite.tasks.reward import RewardConfig, Score, score
