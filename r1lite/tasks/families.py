@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from functools import cache
 from random import Random
 
 from r1lite.errors import R1Error
+from r1lite.tasks import gym
 from r1lite.tasks.chain import CHAIN
+from r1lite.tasks.countdown import COUNTDOWN
+from r1lite.tasks.expression import EXPRESSION
 from r1lite.tasks.problem import Family, Problem
+from r1lite.tasks.product import PRODUCT
+from r1lite.tasks.sorting import SORTING
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (CHAIN,)}
+_ALL = (CHAIN, PRODUCT, EXPRESSION, COUNTDOWN, SORTING)
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 
-def family(name: str) -> Family:
+def family(name: str) -> Family | gym.GymFamily:
     """The family called `name`; R1Error lists those that exist."""
-    if name not in FAMILIES:
-        raise R1Error(f"family: {name!r} is unknown; choose {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if name.startswith(gym.PREFIX):
+        return _gym_family(name.removeprefix(gym.PREFIX))
+    raise R1Error(
+        f"family: {name!r} is unknown; choose {', '.join(FAMILIES)}, "
+        f"or {gym.PREFIX}... for a dataset of reasoning-gym"
+    )
 
 
-def family_level(name: str) -> tuple[Family, int]:
+@cache
+def _gym_family(dataset: str) -> gym.GymFamily:
+    return gym.family(dataset)
+
+
+def family_level(name: str) -> tuple[Family | gym.GymFamily, int]:
     """Split "chain/4" into its family and level, both checked."""
     kind, _, level = name.partition("/")
     found = family(kind)
