@@ -13,8 +13,6 @@ from rich.console import Console
 
 from r1lite.errors import R1Error
 
-# Idle OpenMP threads that spin would take the second core from everyone else.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 console = Console()
 cli = typer.Typer(

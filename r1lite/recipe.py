@@ -111,9 +111,7 @@ class Recipe(Section):
 def names() -> list[str]:
     """The recipes that come with the package."""
     folder = resources.files("r1lite") / "recipes"
-    return sorted(
-        f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")
-    )
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
 def load(name_or_path: str, changes: dict[str, Any] | None = None) -> Recipe:
@@ -155,7 +153,9 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     for name in parents:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
-            raise R1Error(f"{dotted}: {name} is not a section; fix the name after --set")
+            raise R1Error(
+                f"{dotted}: {name} is not a section; fix the name after --set"
+            )
     values[last] = value
 
 
@@ -163,7 +163,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """`a.b=value` from the command line; the value is TOML (a bare word is text)."""
     name, equals, raw = text.partition("=")
     if not equals or not name:
-        raise R1Error(f"--set {text}: is not NAME=VALUE; write e.g. --set grpo.steps=20")
+        raise R1Error(
+            f"--set {text}: is not NAME=VALUE; write e.g. --set grpo.steps=20"
+        )
     try:
         return name, tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:

@@ -89,9 +89,7 @@ def _save_final(context: Context) -> None:
         hub.save_pretrained(context.model("grpo"), target, context.tokenizer())
 
 
-def _controls(
-    measure: Measure, results: dict[str, StageResult]
-) -> list[parts.Control]:
+def _controls(measure: Measure, results: dict[str, StageResult]) -> list[parts.Control]:
     """The five controls; what can be chosen is chosen on validation."""
 
     def row(number: int, text: str, way: Way, cost: str | None) -> parts.Control:

@@ -110,9 +110,7 @@ class Measure:
 
     def best_temperature(self, policy: str, think: bool = False) -> Way:
         """The decoding that does best on validation: greedy or one of the sweep."""
-        ways = [
-            Way(policy, t, think) for t in (GREEDY, *self.config.sweep)
-        ]
+        ways = [Way(policy, t, think) for t in (GREEDY, *self.config.sweep)]
         scores = [pooled_accuracy(self.evaluate(w, "validation")) for w in ways]
         return ways[scores.index(max(scores))]
 

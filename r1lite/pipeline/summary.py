@@ -99,9 +99,7 @@ def _replies(
     measure: Measure, policy: str, problems: list[Problem]
 ) -> list[parts.Reply]:
     tokenizer = measure.tokenizer
-    how = Sampling(
-        measure.config.max_new_tokens, 0.0, stop_ids=(tokenizer.eos_id,)
-    )
+    how = Sampling(measure.config.max_new_tokens, 0.0, stop_ids=(tokenizer.eos_id,))
     items = answer(measure.model(policy), tokenizer, problems, how)
     return [
         parts.Reply(
@@ -236,7 +234,13 @@ def goals(
     found = [
         ("accuracy before RL", before.accuracy, None, asked.before_at_most, "%"),
         ("accuracy after RL", after.accuracy, asked.after_at_least, None, "%"),
-        ("answer length, after / before", ratio, asked.length_ratio_at_least, None, "x"),
+        (
+            "answer length, after / before",
+            ratio,
+            asked.length_ratio_at_least,
+            None,
+            "x",
+        ),
         ("format after RL", after.format, asked.format_at_least, None, "%"),
         ("time of RL", stages["grpo"].seconds, None, asked.rl_seconds_at_most, "s"),
         ("time of the run", seconds, None, asked.total_seconds_at_most, "s"),

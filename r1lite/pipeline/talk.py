@@ -117,9 +117,7 @@ def show_evaluation(
             raise R1Error("--level: give at least one, e.g. --level chain/4")
         levels = tuple(tomllib.loads(path.read_text())["tasks"]["shares"])
     config = EvalConfig(levels=levels, max_new_tokens=max_new_tokens)
-    how = Sampling(
-        max_new_tokens, temperature, stop_ids=(tokenizer.eos_id,), seed=seed
-    )
+    how = Sampling(max_new_tokens, temperature, stop_ids=(tokenizer.eos_id,), seed=seed)
     asked = problem_set(config, split, count)
     results = by_level(answer(model, tokenizer, asked, how, think=think))
     table = Table("level", "problems", "right", "95 % interval", "format", "tokens")

@@ -120,7 +120,9 @@ def run_stage(
             last = {
                 "time": round(spent + now - began, 3),
                 "tokens": tokens,
-                "tokens_per_s": round((tokens - last.get("tokens", 0)) / (now - before)),
+                "tokens_per_s": round(
+                    (tokens - last.get("tokens", 0)) / (now - before)
+                ),
                 "lr": optimizers[0].param_groups[0]["lr"],
                 **values,
                 **_load_metrics(torch.stack(load).sum(0), step % run.load_every == 0),

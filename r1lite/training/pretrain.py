@@ -45,13 +45,13 @@ def pretrain(
     def step(i: int, update: Update) -> dict[str, float]:
         batch = rows.batch(i, config.batch_size)
         ids, targets = batch.ids[:, :-1], batch.ids[:, 1:]
-        documents = batch.document_ids[:, :-1]
-        out = model(ids, document_ids=documents if config.document_mask else None)
+        masked = batch.document_ids[:, :-1] if config.document_mask else None
+        out = model(ids, document_ids=masked)
         loss = F.cross_entropy(out.logits.flatten(0, 1), targets.flatten())
         total = loss + config.balance.alpha * sequence_balance_loss(model)
         values = {"loss": loss.item()}
         if model.mtp is not None and config.mtp_weight:
-            ahead = mtp_loss(model, ids, out, batch.ids, batch.document_ids)
+            ahead = mtp_loss(model, ids, out.hidden, document_ids=masked)
             total = total + config.mtp_weight * ahead
             values["mtp_loss"] = ahead.item()
         total.backward()
