@@ -1,0 +1,1 @@
+"""Text in, rows of token ids out: sources, mixture, tokenizer, packing, chat."""
