@@ -33,7 +33,7 @@ def read_metrics(run_dir: Path | str) -> Metrics:
         try:
             record = json.loads(line)
             stage, step = str(record["stage"]), int(record["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         stages.setdefault(stage, {})[step] = record
     return {

@@ -6,22 +6,20 @@ that too. Every text of the run is escaped by the template.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from r1lite.report import curves, plots, table
+from r1lite.report import curves, data_plots, load_plots, plots, table
+from r1lite.report.figure import series
 from r1lite.report.files import Metrics, read_metrics, write_atomically
 from r1lite.report.parts import Stage
+from r1lite.report.reply import printable, segments
 from r1lite.report.results import Evaluation, pool
-from r1lite.report.schema import Report
+from r1lite.report.schema import PAGE_NAME, Report
 
-FILE_NAME = "report.html"
 RECIPE_NAME = "recipe.toml"
 HERE = Path(__file__).parent
 
@@ -35,7 +33,7 @@ def build(run_dir: Path | str) -> Path:
     report, metrics = Report.load(run), read_metrics(run)
     recipe = run / RECIPE_NAME
     text = recipe.read_text("utf-8", "replace") if recipe.is_file() else ""
-    path = run / FILE_NAME
+    path = run / PAGE_NAME
     write_atomically(path, render(report, metrics, text))
     return path
 
@@ -51,6 +49,7 @@ def render(report: Report, metrics: Metrics, recipe: str = "") -> str:
     )
     for name in ("percent", "interval", "number", "amount", "seconds", "policy_name"):
         environment.filters[name] = getattr(table, name)
+    environment.filters["printable"] = printable
     families, rows = report.families, table.headline_rows(report)
     controls = [row for row in rows if row.kind == "control"]
     best = max(controls, key=lambda row: row.result.accuracy, default=None)
@@ -66,6 +65,7 @@ def render(report: Report, metrics: Metrics, recipe: str = "") -> str:
         sweep=sweep(report),
         seeds=table.seed_table(report.seeds),
         best=best,
+        bit_policies=dict.fromkeys(p for d in report.held_out for p in d.bits_per_byte),
         stages=[(s, peak_memory(s, metrics)) for s in report.stages],
         figures=figures(report, metrics),
         stage_figures=stage_figures(report, metrics),
@@ -85,10 +85,10 @@ def figures(report: Report, metrics: Metrics) -> dict[str, Markup]:
         "rewards": curves.rewards(rl),
         "length": curves.response_length(rl),
         "health": curves.rl_health(rl),
-        "load": curves.expert_load(metrics),
-        "violation": curves.max_violation(metrics),
-        "mixture": plots.mixture(report),
-        "bits": plots.bits_per_byte(report),
+        "load": load_plots.expert_load(metrics),
+        "violation": load_plots.max_violation(metrics),
+        "mixture": data_plots.mixture(report),
+        "bits": data_plots.bits_per_byte(report),
     }
     for family in report.families:
         drawn[f"levels {family}"] = plots.accuracy_by_level(report, family)
@@ -126,53 +126,5 @@ def sweep(report: Report) -> list[Evaluation]:
 
 def peak_memory(stage: Stage, metrics: Metrics) -> float | None:
     """Most memory in MB that a record of the stage names."""
-    records: list[dict[str, Any]] = metrics.get(stage.name, [])
-    found = [r["memory_mb"] for r in records if isinstance(r.get("memory_mb"), float)]
-    return max(found, default=None)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a reply. `closed` is False for a thought that was cut off."""
-
-    kind: Literal["think", "answer", "text"]
-    text: str
-    closed: bool = True
-
-
-_TOKENS = re.compile(r"<｜[^｜<>]{1,40}｜>")
-_PIECES = re.compile(
-    r"(?P<think><think>(?P<thought>.*?)(?P<end></think>|\Z))"
-    r"|(?P<whole><answer>(?P<answer>.*?)(?P<stop></answer>|\Z))",
-    re.DOTALL,
-)
-
-
-def segments(reply: str) -> list[Segment]:
-    """Split a decoded reply into thought, answer and what lies around them.
-
-    A reply that was made to think starts inside its thought: its text has
-    </think> without <think>.
-    """
-    text = _TOKENS.sub("", reply)
-    opened, closed = text.find("<think>"), text.find("</think>")
-    if closed >= 0 and not 0 <= opened < closed:
-        text = "<think>" + text
-    pieces: list[Segment] = []
-    place = 0
-    for match in _PIECES.finditer(text):
-        _plain(pieces, text[place : match.start()])
-        if match["think"] is not None:
-            done = match["end"] != ""
-            pieces.append(Segment("think", match["thought"].strip(), done))
-        else:
-            done = match["stop"] != ""
-            pieces.append(Segment("answer", match["answer"].strip(), done))
-        place = match.end()
-    _plain(pieces, text[place:])
-    return pieces
-
-
-def _plain(pieces: list[Segment], text: str) -> None:
-    if text.strip():
-        pieces.append(Segment("text", text.strip()))
+    _, found = series(metrics.get(stage.name, []), "memory_mb")
+    return max(found.tolist(), default=None)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from r1lite.errors import R1Error
 from r1lite.report.figure import (
     BLUE,
     GREEN,
-    GREY,
     INK,
     ORANGE,
     POLICY_COLOURS,
@@ -29,7 +29,7 @@ from r1lite.report.figure import (
 from r1lite.report.files import Metrics
 from r1lite.report.results import Evaluation
 from r1lite.report.schema import Report
-from r1lite.report.table import Row, headline_rows, policy_name
+from r1lite.report.table import Row, headline_rows, policy_name, short
 
 KIND_COLOURS = {"start": ORANGE, "control": PURPLE, "trained": BLUE}
 _percent = FuncFormatter(lambda value, _: f"{value:.0f} %")
@@ -87,8 +87,7 @@ def _wrap(text: str, width: int = 24) -> str:
         return text
     cut = text.rfind(" ", 0, width + 1)
     cut = cut if cut > 0 else width
-    rest = text[cut:].strip()
-    return f"{text[:cut]}\n{rest if len(rest) <= width else rest[: width - 1] + '…'}"
+    return f"{text[:cut]}\n{short(text[cut:].strip(), width)}"
 
 
 @styled
@@ -125,7 +124,7 @@ def accuracy_by_level(report: Report, family: str) -> str | None:
             yerr=np.maximum(0, [down, up]),
             color=POLICY_COLOURS.get(policy, GREEN),
             error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2},
-            label=policy_name(policy),
+            label=short(policy_name(policy)),
         )
     best = [_best_control(report, family, level) for level in levels]
     if any(value is not None for value in best):
@@ -160,63 +159,6 @@ def _best_control(report: Report, family: str, level: int) -> float | None:
 
 
 @styled
-def mixture(report: Report) -> str | None:
-    """Share of tokens asked for and measured, by domain."""
-    rows = report.mixture
-    if not rows:
-        return None
-    figure, (axes,) = panels(height=0.9 + 0.5 * len(rows))
-    place = np.arange(len(rows))
-    asked = [100 * d.asked for d in rows]
-    measured = [100 * d.measured for d in rows]
-    axes.barh(place - 0.19, asked, 0.36, color=GREY, label="asked")
-    axes.barh(place + 0.19, measured, 0.36, color=BLUE, label="measured")
-    for offset, values in ((-0.19, asked), (0.19, measured)):
-        for i, value in enumerate(values):
-            axes.annotate(
-                f"{value:.1f} %",
-                (value, i + offset),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-    axes.set_yticks(place, [d.name for d in rows])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.18 * max(*asked, *measured, 1.0))
-    axes.xaxis.set_major_formatter(_percent)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(False, axis="y")
-    legend_above(axes, 2)
-    alt = "; ".join(f"{d.name} {a:.1f} %" for d, a in zip(rows, measured, strict=True))
-    return to_svg(figure, "mixture", f"Measured share of tokens: {alt}.")
-
-
-@styled
-def bits_per_byte(report: Report) -> str | None:
-    """Held-out bits per byte of every policy, by domain; lower is better."""
-    values = {d.domain: d.bits_per_byte for d in report.held_out}
-    policies = list(dict.fromkeys(p for found in values.values() for p in found))
-    if not any(v is not None for found in values.values() for v in found.values()):
-        return None
-    figure, (axes,) = panels(height=0.9 + 0.5 * len(values))
-    height = 0.8 / len(policies)
-    for i, policy in enumerate(policies):
-        places = [k + (i + 0.5) * height - 0.4 for k in range(len(values))]
-        widths = [found.get(policy) or 0.0 for found in values.values()]
-        colour = POLICY_COLOURS.get(policy, GREEN)
-        axes.barh(places, widths, 0.9 * height, color=colour, label=policy_name(policy))
-    axes.set_yticks(range(len(values)), list(values))
-    axes.invert_yaxis()
-    axes.set_xlabel("bits per byte, lower is better")
-    axes.tick_params(axis="y", length=0)
-    axes.grid(False, axis="y")
-    legend_above(axes, len(policies))
-    alt = f"Held-out bits per byte of {len(policies)} policies in {len(values)} domains"
-    return to_svg(figure, "bits-per-byte", f"{alt}; the table below has the numbers.")
-
-
-@styled
 def readme_figure(report: Report, metrics: Metrics, path: Path | str) -> Path:
     """One PNG for the README: every accuracy, and reward and length during RL."""
     rows = headline_rows(report)
@@ -237,5 +179,13 @@ def readme_figure(report: Report, metrics: Metrics, path: Path | str) -> Path:
         axes.set_title(title)
         axes.set_ylim(bottom=0)
     axes.set_xlabel("RL step")
+    meaning = {"start": "before RL", "control": "control", "trained": "after RL"}
+    present = {row.kind for row in rows}
+    figure.legend(
+        [Patch(color=KIND_COLOURS[kind]) for kind in meaning if kind in present],
+        [meaning[kind] for kind in meaning if kind in present],
+        loc="outside lower left",
+        ncols=len(present),
+    )
     figure.savefig(path, dpi=160, facecolor="white")
     return Path(path)

@@ -40,6 +40,7 @@ from r1lite.report.results import (
 from r1lite.report.verdict import Result, judge
 
 FILE_NAME = "report.json"
+PAGE_NAME = "report.html"
 
 
 class Report(Part):

@@ -130,6 +130,11 @@ def policy_name(policy: str) -> str:
     return NAMES.get(policy, policy)
 
 
+def short(text: str, width: int = 24) -> str:
+    """The text, cut to `width` letters for the side of a figure."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
 def how(decode: str, forced_think: bool = False) -> str:
     """How the answers were decoded, in words."""
     return f"{decode}, starts with <think>" if forced_think else decode

@@ -10,9 +10,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from r1lite.report.html import FILE_NAME, segments
+from r1lite.report.reply import printable, segments
 from r1lite.report.results import Reply, Sample
-from r1lite.report.schema import Report
+from r1lite.report.schema import PAGE_NAME, Report
 from r1lite.report.table import (
     Row,
     amount,
@@ -40,7 +40,7 @@ def summary(
         console.print()
     if run_dir is not None:
         # No wrapping: a path broken over two lines cannot be opened.
-        place = Text(f"Report: {Path(run_dir) / FILE_NAME}")
+        place = Text(f"Report: {Path(run_dir) / PAGE_NAME}")
         console.print(place, soft_wrap=True)
 
 
@@ -60,10 +60,11 @@ def _parts(report: Report) -> list[RenderableType]:
                 "step. Such a mix builds the gap that RL closes."
             )
         )
-    parts += [
-        Text(v.text if v.family == "all" else f"{v.family}: {v.text}", style="bold")
-        for v in report.verdicts
-    ]
+    by_family = [f"{v.family}: {v.outcome}" for v in report.verdicts[1:]]
+    if report.verdicts:
+        parts.append(Text(report.verdicts[0].text, style="bold"))
+    if by_family:
+        parts.append(Text("By family: " + "; ".join(by_family) + "."))
     sample = _telling_sample(report)
     if sample is not None:
         parts.append(_conversation(sample))
@@ -121,8 +122,8 @@ def _telling_sample(report: Report) -> Sample | None:
 
 def _conversation(sample: Sample) -> Panel:
     lines: list[Text] = [
-        Text.assemble(("User  ", "bold"), sample.question),
-        Text(f"      (right answer: {sample.reference})", style="dim"),
+        Text.assemble(("User  ", "bold"), printable(sample.question)),
+        Text(f"      (right answer: {printable(sample.reference)})", style="dim"),
     ]
     for policy, reply in sample.replies.items():
         lines += [Text(""), _reply(policy, reply)]

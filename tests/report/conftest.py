@@ -4,6 +4,7 @@ nothing about any model; they only have the shape of a real run."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from r1lite.report import (
     Stage,
     Tokenizer,
 )
+from r1lite.report.html import build
 
 MACHINE = Machine(
     cpu="Synthetic CPU",
@@ -54,14 +56,14 @@ WAYS: dict[tuple[str, str, bool], tuple[float, float, float, float]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def machine() -> Machine:
     return MACHINE
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def full_report() -> Report:
-    """A report in which every optional part is filled."""
+    """A report in which every optional part is filled; not to be changed."""
     evaluations = [
         Evaluation(
             policy=way[0],
@@ -124,7 +126,11 @@ def full_report() -> Report:
                 name="sft", seconds=41, tokens=900_000, tokens_per_s=22_000, steps=200
             ),
             Stage(
-                name="grpo", seconds=170, tokens=4_100_000, tokens_per_s=24_100, steps=90
+                name="grpo",
+                seconds=170,
+                tokens=4_100_000,
+                tokens_per_s=24_100,
+                steps=90,
             ),
             Stage(name="evaluation", seconds=66.0),
         ],
@@ -294,11 +300,26 @@ def _rl(done: float, rng: np.random.Generator) -> dict[str, float]:
     }
 
 
+def write_run(run_dir: Path, report: Report) -> Path:
+    """Fill a run directory with every file that the report reads."""
+    report.save(run_dir)
+    lines = [json.dumps(record) for record in synthetic_metrics()]
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run_dir / "recipe.toml").write_text('name = "nano"\nseed = 0\n\n[model]\n')
+    return run_dir
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path, full_report: Report) -> Path:
-    """A run directory with every file that the report reads."""
-    full_report.save(tmp_path)
-    lines = [json.dumps(record) for record in synthetic_metrics()]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "recipe.toml").write_text('name = "nano"\nseed = 0\n\n[model]\n')
-    return tmp_path
+    return write_run(tmp_path, full_report)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, full_report: Report) -> str:
+    """The page of the full synthetic run, built once, in less than 10 s."""
+    run = write_run(tmp_path_factory.mktemp("run"), full_report)
+    start = time.perf_counter()
+    path = build(run)
+    assert time.perf_counter() - start < 10
+    assert path == run / "report.html"
+    return path.read_text("utf-8")
