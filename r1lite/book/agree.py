@@ -41,7 +41,7 @@ def agree(
         found = fast(*args, **kwargs)
     if compare is not None:
         expected, found = compare(expected), compare(found)
-    worst, place = largest_difference(expected, found)
+    worst, place = _largest_difference(expected, found)
     if not worst < tol:  # also when it is NaN
         raise AssertionError(
             f"max |difference| = {worst:.3g}, allowed is {tol:g}; {place}"
@@ -49,7 +49,7 @@ def agree(
     print(f"max |difference| < {tol:g}: True")
 
 
-def largest_difference(expected: Any, found: Any) -> tuple[float, str]:
+def _largest_difference(expected: Any, found: Any) -> tuple[float, str]:
     """The largest |expected - found|, NaN included, and where it is.
 
     Raises:

@@ -51,7 +51,7 @@ class Book:
             (len(name), chapter.number)
             for chapter in self.chapters
             for name in chapter.modules
-            if covers(name, module)
+            if _covers(name, module)
         ]
         if covering:
             return max(covering)[1]
@@ -59,16 +59,16 @@ class Book:
             chapter.number
             for chapter in self.chapters
             for name in chapter.modules
-            if covers(module, name)
+            if _covers(module, name)
         ]
         return min(inside, default=None)
 
     def is_on_top(self, module: str) -> bool:
         """Whether `module` may import everything and be imported by nobody."""
-        return any(covers(name, module) for name in self.on_top)
+        return any(_covers(name, module) for name in self.on_top)
 
 
-def covers(name: str, module: str) -> bool:
+def _covers(name: str, module: str) -> bool:
     """Whether `module` is `name` or lies inside it: r1lite.moe covers ….gating."""
     return module == name or module.startswith(name + ".")
 

@@ -19,10 +19,10 @@ def show(*things: Any) -> None:
     Raises:
         R1Error: something given has no Python source of its own.
     """
-    print("\n\n".join(source_of(thing) for thing in things))
+    print("\n\n".join(_source_of(thing) for thing in things))
 
 
-def source_of(thing: Any) -> str:
+def _source_of(thing: Any) -> str:
     """The dedented source text of one class, function, method or property."""
     if isinstance(thing, property):
         thing = thing.fget
