@@ -95,6 +95,10 @@ def _lines(target: int, numbers: list[int]) -> Iterator[Line]:
             yield from _three(value, rest, f"{first}{sign}{second}={value}", form)
 
 
+def _problem(target: int, numbers: list[int]) -> str:
+    return f"{target} from {' '.join(map(str, sorted(numbers, reverse=True)))}"
+
+
 def _read(body: str) -> tuple[int, list[int]]:
     target, numbers = body.split(" from ")
     return int(target), [int(n) for n in numbers.split()]
@@ -114,22 +118,26 @@ def _search(body: str) -> tuple[Line, ...] | None:
 
 
 def sample(rng: Random, level: int) -> str:
-    """A body such as `47 from 5 9 2` whose search is short enough to write."""
+    """A body such as `47 from 9 5 2` whose search is short enough to write.
+
+    Largest first always: one problem has one search, and so one split.
+    """
     while True:
         numbers: list[int] = []
         while len(numbers) < level:
             number = rng.randrange(LEAST, BELOW)
             if number not in numbers:
                 numbers.append(number)
+        numbers.sort(reverse=True)
         target = _random_target(rng, numbers)
         if target in TARGETS and target not in numbers:
-            body = f"{target} from {' '.join(map(str, numbers))}"
+            body = _problem(target, numbers)
             if _search(body) and len("\n".join(solve(body)[0])) <= MAX_CHARACTERS:
                 return body
 
 
 def _random_target(rng: Random, numbers: list[int]) -> int:
-    """Combine the numbers, last ones first and (of four) the first one last."""
+    """Combine three numbers in any order; of four, the largest comes last."""
     inner = numbers[-3:]
     inner.append(inner.pop(rng.randrange(3)))  # any of three may be left out
     value = inner[0]
@@ -173,9 +181,9 @@ def solve(body: str) -> tuple[tuple[str, ...], str]:
 
 
 def key_of(body: str) -> str:
-    """Target and numbers in order."""
+    """Target and numbers, largest first."""
     target, numbers = _read(body)
-    return f"{target} from {' '.join(map(str, sorted(numbers)))}"
+    return _problem(target, numbers)
 
 
 def parts(body: str) -> tuple[str, ...]:
@@ -184,8 +192,7 @@ def parts(body: str) -> tuple[str, ...]:
     found = [key_of(body)]
     for line in _search(body) or ():
         if len(numbers) == 4:
-            inner = " ".join(map(str, sorted([line.out, *line.pair])))
-            found.append(f"{line.target} from {inner}")
+            found.append(_problem(line.target, [line.out, *line.pair]))
     return tuple(dict.fromkeys(found))
 
 

@@ -38,14 +38,17 @@ class DemoConfig(Section):
     """The mix.
 
     Attributes:
-        answer_only: share that gives the (right) answer with no reasoning.
+        answer_only: share that gives the (right) answer with no reasoning; problems
+            of reasoning-gym, which come without steps, always do.
         wrong_steps: share of the reasoned ones with one wrong step carried on.
         shares: "family/level" -> weight.
     """
 
     answer_only: float = Field(default=0.7, ge=0, le=1)
     wrong_steps: float = Field(default=0.1, ge=0, le=1)
-    shares: dict[str, float] = {"chain/3": 1.0, "chain/4": 1.0, "chain/5": 1.0}
+    shares: dict[str, float] = Field(
+        default_factory=lambda: {"chain/3": 1.0, "chain/4": 1.0, "chain/5": 1.0}
+    )
 
 
 class Demonstrations:
@@ -60,14 +63,11 @@ class Demonstrations:
         """Demonstration number `index` (0, 1, 2, ...), from the train split."""
         problem = self._stream.problem_at(index)
         rng = Random(mix(self._seed, index))
-        answer_only = rng.random() < self.config.answer_only
-        wrong = rng.random() < self.config.wrong_steps and not answer_only
-        reasoning: str | None = problem.reasoning or None
-        answer = problem.answer
+        reasons = rng.random() >= self.config.answer_only and bool(problem.steps)
+        wrong = rng.random() < self.config.wrong_steps and reasons
+        reasoning, answer = problem.reasoning if reasons else None, problem.answer
         if wrong:
             reasoning, answer = corrupt(problem, rng)
-        elif answer_only:
-            reasoning = None
         name = f"{problem.family}/{problem.level}"
         return Demonstration(problem.question, reasoning, answer, name, wrong)
 

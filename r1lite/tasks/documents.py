@@ -29,6 +29,14 @@ _PROSE: dict[str, Callable[[Random], str]] = {
     "stories": stories,
     "definitions": definitions,
 }
+_KINDS = {
+    "worked": 0.7,
+    "tables": 0.12,
+    "counting": 0.04,
+    "equalities": 0.05,
+    "stories": 0.06,
+    "definitions": 0.03,
+}
 
 
 def _all_levels() -> dict[str, float]:
@@ -48,14 +56,7 @@ class DocumentConfig(Section):
 
     shares: dict[str, float] = Field(default_factory=_all_levels)
     steps: float = Field(default=0.7, ge=0, le=1)
-    kinds: dict[str, float] = {
-        "worked": 0.7,
-        "tables": 0.12,
-        "counting": 0.04,
-        "equalities": 0.05,
-        "stories": 0.06,
-        "definitions": 0.03,
-    }
+    kinds: dict[str, float] = Field(default_factory=lambda: dict(_KINDS))
     examples: int = Field(default=6, ge=1)
 
 

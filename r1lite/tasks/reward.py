@@ -21,7 +21,7 @@ class Response(Protocol):
 
     @property
     def answer(self) -> str | None:
-        """The text of the answer block, None when there is not exactly one."""
+        """The text of the last closed answer block, None when there is none."""
 
     @property
     def well_formed(self) -> bool:
