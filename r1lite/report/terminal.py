@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -27,21 +27,19 @@ from r1lite.report.table import (
 STYLES = {"start": "", "control": "magenta", "trained": "bold blue"}
 
 
-def summary(
-    report: Report, run_dir: Path | str | None = None, console: Console | None = None
-) -> None:
-    """Print the tables, one conversation and where the report lies.
+def summary(report: Report, run_dir: Path | str | None = None) -> Group:
+    """The tables, one conversation and where the report lies, to be printed.
 
     Texts of the run are never read as rich markup.
     """
-    console = console or Console()
+    shown: list[RenderableType] = []
     for part in _parts(report):
-        console.print(part)
-        console.print()
+        shown += [part, ""]
     if run_dir is not None:
-        # No wrapping: a path broken over two lines cannot be opened.
-        place = Text(f"Report: {Path(run_dir) / PAGE_NAME}")
-        console.print(place, soft_wrap=True)
+        # Folded, not cropped: no letter of a long path may be lost.
+        place = f"Report: {Path(run_dir) / PAGE_NAME}"
+        shown.append(Text(place, overflow="fold"))
+    return Group(*shown)
 
 
 def _parts(report: Report) -> list[RenderableType]:
