@@ -64,7 +64,9 @@ class R1Model(nn.Module):
     def __init__(self, config: R1Config) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.layers = nn.ModuleList(
             Block(config, i) for i in range(config.num_hidden_layers)
         )

@@ -109,10 +109,11 @@ class MLA(nn.Module):
         key = torch.cat((k_nope, shared), dim=-1).transpose(1, 2)
         # The fused kernels want values as wide as keys: without the zeros torch
         # falls back to one that writes out every attention score.
+        value = F.pad(value, (0, max(0, query.shape[-1] - self.v)))
         out = F.scaled_dot_product_attention(
             query,
             key,
-            F.pad(value, (0, query.shape[-1] - self.v)).transpose(1, 2),
+            value.transpose(1, 2),
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None,

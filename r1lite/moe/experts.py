@@ -54,8 +54,32 @@ class Experts(nn.Module):
         Returns:
             (N, hidden) in the same order.
         """
-        ends = counts.cumsum(0).to(torch.int32)
-        both = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends)
-        gate, up = both.chunk(2, dim=-1)
-        inner = F.silu(gate) * up
-        return F.grouped_mm(inner, self.down_proj.transpose(1, 2), offs=ends)
+        if self._must_loop(rows):
+            return looped(rows, self.gate_up_proj, self.down_proj, counts)
+        return grouped(rows, self.gate_up_proj, self.down_proj, counts)
+
+    def _must_loop(self, rows: Tensor) -> bool:
+        """grouped_mm wants every row to start on 16 bytes."""
+        step = 16 // rows.element_size()
+        return bool(self.down_proj.shape[2] % step or rows.shape[1] % step)
+
+
+def grouped(rows: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> Tensor:
+    """All experts in two grouped products; nothing waits for the counts."""
+    ends = counts.cumsum(0).to(torch.int32)
+    gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, -1)
+    return F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)
+
+
+def looped(rows: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> Tensor:
+    """One expert after the other, those without tokens skipped.
+
+    unbind, because indexing would make backward add up E full-sized gradients.
+    """
+    blocks = rows.split(counts.tolist())
+    done = []
+    for block, w_in, w_out in zip(blocks, gate_up.unbind(), down.unbind(), strict=True):
+        if len(block):
+            gate, up = F.linear(block, w_in).chunk(2, -1)
+            done.append(F.linear(F.silu(gate) * up, w_out))
+    return torch.cat(done) if done else rows
