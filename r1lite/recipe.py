@@ -16,6 +16,7 @@ from r1lite.data.mixture import DataConfig
 from r1lite.errors import R1Error
 from r1lite.evaluation import EvalConfig
 from r1lite.settings import Section, parse
+from r1lite.tasks import stream
 from r1lite.tasks.demonstrations import DemoConfig
 from r1lite.training.grpo import GRPOConfig
 from r1lite.training.pretrain import PretrainConfig
@@ -31,16 +32,18 @@ class TokenizerConfig(Section):
 
 
 class MathConfig(Section):
-    """Section `[mathematics]`: generated documents of the mathematics domain."""
+    """Section `[mathematics]`: the generated domain of pretraining.
 
-    documents: int = 20_000
+    `with_steps` is the share of worked documents that write their steps.
+    """
+
     with_steps: float = 0.5
 
 
 class TasksConfig(Section):
-    """Section `[tasks]`: "family/level" = weight, for SFT, RL and evaluation."""
+    """Section `[tasks]`: "family/level" = weight, in every stage that has tasks."""
 
-    shares: dict[str, float] = {"chain/3": 1.0}
+    shares: dict[str, float]
 
 
 class ControlsConfig(Section):
@@ -80,7 +83,7 @@ class Recipe(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     mathematics: MathConfig = MathConfig()
-    tasks: TasksConfig = TasksConfig()
+    tasks: TasksConfig
     pretrain: PretrainConfig = PretrainConfig()
     demonstrations: DemoConfig = DemoConfig()
     sft: SFTConfig = SFTConfig()
@@ -124,8 +127,27 @@ def load(name_or_path: str, changes: dict[str, Any] | None = None) -> Recipe:
     for dotted, value in (changes or {}).items():
         _assign(values, dotted, value)
     recipe = parse(Recipe, values, "recipe")
-    recipe.model_config_for()  # a bad model field is found now, not after pretraining
+    _check_early(recipe)
     return recipe
+
+
+def _check_early(recipe: Recipe) -> None:
+    """Find now what a stage would find after minutes of training."""
+    context = recipe.model_config_for().max_position_embeddings
+    stream(recipe.tasks.shares, recipe.seed)
+    rows = {"pretrain": recipe.pretrain.seq_len, "sft": recipe.sft.seq_len}
+    answers = {
+        "grpo.max_new_tokens": recipe.grpo.max_new_tokens,
+        "evaluation.max_new_tokens": recipe.evaluation.max_new_tokens,
+    }
+    for name, length in [(f"{k}.seq_len", v) for k, v in rows.items()] + [
+        *answers.items()
+    ]:
+        if length > context:
+            raise R1Error(
+                f"{name}: {length} tokens exceed the context of {context}; lower it "
+                "or raise model.max_position_embeddings"
+            )
 
 
 def _read(name_or_path: str) -> dict[str, Any]:

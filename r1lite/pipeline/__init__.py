@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
 from rich.console import Console
 
+import r1lite.report as parts
 from r1lite import hub
 from r1lite.evaluation import LevelResult
 from r1lite.pipeline import controls, stages, summary
 from r1lite.pipeline.context import Context, open_run
 from r1lite.pipeline.measure import Measure, Way
 from r1lite.recipe import Recipe
-from r1lite.report import parts
 from r1lite.report.html import build as build_html
 from r1lite.report.schema import FILE_NAME, Report
 from r1lite.report.terminal import summary as terminal_summary

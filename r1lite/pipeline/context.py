@@ -73,7 +73,7 @@ class Context:
 
         result = StageResult(**self.cached(f"stage_{name}", make))
         # Only now: a kill between the two must not lose the stage's last step.
-        self.run.checkpoint_path(name).unlink(missing_ok=True)
+        self.run.checkpoint_path(result.name).unlink(missing_ok=True)
         return result
 
 

@@ -12,7 +12,7 @@ from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.model import R1Model
 from r1lite.pipeline.context import Context
 from r1lite.tasks import Problem, stream
-from r1lite.tasks.demonstrations import DemoConfig, demonstration_at
+from r1lite.tasks.demonstrations import DemoConfig, Demonstrations
 from r1lite.tasks.documents import documents
 from r1lite.training.grpo import grpo
 from r1lite.training.loop import StageResult, derive_seed
@@ -20,15 +20,22 @@ from r1lite.training.pretrain import bits_per_byte, pretrain
 from r1lite.training.sft import SFTConfig, sft
 
 
-def mathematics(context: Context) -> dict[str, list[str]]:
-    """The mathematics domain: generated, from training problems only."""
+def mathematics(context: Context, tokens: int) -> dict[str, list[str]]:
+    """The mathematics domain: generated, from training problems only.
+
+    A byte-level token holds at least one byte, so `tokens` bytes times the few
+    bytes of a common token are surely enough; what is too much is not read.
+    """
     recipe = context.recipe
+    share = recipe.data.mixture.get("mathematics", 0.0)
+    seed = derive_seed(recipe.seed, "mathematics")
+    size = max(100_000, round(3 * share * tokens))
     return {
         "mathematics": documents(
-            derive_seed(recipe.seed, "mathematics"),
-            recipe.mathematics.documents,
-            recipe.tasks.shares,
-            recipe.mathematics.with_steps,
+            seed,
+            shares=recipe.tasks.shares,
+            with_steps=recipe.mathematics.with_steps,
+            size=size,
         )
     }
 
@@ -42,7 +49,7 @@ def make_tokenizer(context: Context) -> None:
     context.say("[bold]tokenizer[/bold]")
     texts = mixture.tokenizer_texts(
         recipe.data,
-        mathematics(context),
+        mathematics(context, recipe.tokenizer.train_bytes),
         recipe.seed,
         recipe.tokenizer.train_bytes,
     )
@@ -60,7 +67,7 @@ def make_base(context: Context) -> StageResult:
             tokenizer,
             config.tokens + config.batch_size * (config.seq_len + 1),
             recipe.seed,
-            mathematics(context),
+            mathematics(context, config.tokens),
         )
         rows = PackedRows(
             data.documents, tokenizer, config.seq_len, derive_seed(recipe.seed, "pack")
@@ -92,10 +99,12 @@ def example_source(
     context: Context, tokenizer: R1Tokenizer, config: DemoConfig, name: str
 ) -> Callable[[int], chat.Example]:
     """The i-th demonstration of a mixture, as token ids."""
-    seed = derive_seed(context.recipe.seed, name)
+    shown_at = Demonstrations(
+        config, context.recipe.tasks.shares, derive_seed(context.recipe.seed, name)
+    ).at
 
     def example_at(i: int) -> chat.Example:
-        shown = demonstration_at(i, seed, config, context.recipe.tasks.shares)
+        shown = shown_at(i)
         return chat.example(tokenizer, shown.question, shown.reasoning, shown.answer)
 
     return example_at

@@ -5,28 +5,28 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import r1lite.report as parts
 from r1lite.config import R1Config
 from r1lite.evaluation import LevelResult, answer
 from r1lite.generation import Sampling
 from r1lite.model import R1Model
 from r1lite.pipeline.context import Context
 from r1lite.pipeline.measure import Measure, Way
-from r1lite.report import parts
 from r1lite.report.machine import this_machine
 from r1lite.report.schema import Report
 from r1lite.tasks import Problem
-from r1lite.tasks.demonstrations import demonstration_at
+from r1lite.tasks.demonstrations import Demonstrations, measured
 from r1lite.training.loop import StageResult, derive_seed
 
 SAMPLES = 6
 Table = list[tuple[Way, str, list[LevelResult]]]  # (way, split, results by level)
 
 
-def stage_part(name: str, result: StageResult) -> parts.Stage:
+def stage_part(result: StageResult) -> parts.Stage:
     """A stage's cost as a row of the report."""
     speed = result.tokens / result.seconds if result.seconds else 0.0
     return parts.Stage(
-        name=name,
+        name=result.name,
         seconds=result.seconds,
         tokens=result.tokens,
         tokens_per_s=speed,
@@ -115,17 +115,14 @@ def demonstrations_part(context: Context) -> parts.Demonstrations:
     """The SFT mixture as it was really drawn, counted over its first examples."""
     recipe, count = context.recipe, 5000
     config, seed = recipe.demonstrations, derive_seed(recipe.seed, "sft")
-    drawn = [
-        demonstration_at(i, seed, config, recipe.tasks.shares) for i in range(count)
-    ]
-    reasoned = [d for d in drawn if d.reasoning is not None]
-    wrong = sum(d.wrong for d in reasoned)
+    shown_at = Demonstrations(config, recipe.tasks.shares, seed).at
+    found = measured(shown_at(i) for i in range(count))
     return parts.Demonstrations(
         examples=count,
         answer_only_asked=config.answer_only,
-        answer_only=1 - len(reasoned) / count,
+        answer_only=found["answer_only"],
         wrong_steps_asked=config.wrong_steps,
-        wrong_steps=wrong / max(1, len(reasoned)),
+        wrong_steps=found["wrong_steps"],
         note="counted over the first 5,000 examples of the stage",
     )
 
@@ -208,14 +205,14 @@ def build(
         ),
         mixture=domains,
         demonstrations=demonstrations_part(context),
-        stages=[stage_part(n, r) for n, r in stages.items()],
+        stages=[stage_part(r) for r in stages.values()],
         held_out=held_out_part(context, mixture),
         headline=parts.Headline(
             budget_tokens=stages["grpo"].tokens, budget_seconds=stages["grpo"].seconds
         ),
         evaluations=evaluations(table, passed),
         controls=controls,
-        tried=[parts.Attempt(**a) for a in recipe.tried],
+        tried=[parts.Attempt.model_validate(a) for a in recipe.tried],
         samples=samples(context, measure, ["sft", "grpo"]),
     )
     return report.model_copy(update={"goals": goals(context, report, stages, seconds)})
@@ -246,7 +243,7 @@ def goals(
         ("time of the run", seconds, None, asked.total_seconds_at_most, "s"),
     ]
     return [
-        parts.Goal(name=name, value=value, at_least=low, at_most=high, unit=unit)
+        parts.Goal(name=name, value=value, at_least=low, at_most=high, unit=unit)  # type: ignore[arg-type]
         for name, value, low, high, unit in found
         if low is not None or high is not None
     ]

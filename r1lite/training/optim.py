@@ -119,7 +119,8 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     Embedding, head and router rows belong to single tokens or experts, so
     they are not matrices in Muon's sense; norms and biases are vectors.
     """
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, p in model.named_parameters():
         rowwise = any(k in name for k in ("embed_tokens", "lm_head", "gate.weight"))
         (rest if p.ndim < 2 or rowwise else matrices).append(p)
