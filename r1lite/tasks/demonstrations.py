@@ -8,7 +8,7 @@ is that reinforcement learning can close: report it beside every result.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -41,23 +41,21 @@ class DemoConfig(Section):
         answer_only: share that gives the (right) answer with no reasoning; problems
             of reasoning-gym, which come without steps, always do.
         wrong_steps: share of the reasoned ones with one wrong step carried on.
-        shares: "family/level" -> weight.
     """
 
     answer_only: float = Field(default=0.7, ge=0, le=1)
     wrong_steps: float = Field(default=0.1, ge=0, le=1)
-    shares: dict[str, float] = Field(
-        default_factory=lambda: {"chain/3": 1.0, "chain/4": 1.0, "chain/5": 1.0}
-    )
 
 
 class Demonstrations:
     """Endless demonstrations; the index alone decides which, so resuming is exact."""
 
-    def __init__(self, config: DemoConfig, seed: int) -> None:
+    def __init__(
+        self, config: DemoConfig, shares: Mapping[str, float], seed: int
+    ) -> None:
         self.config = config
         self._seed = mix(_CHOICES, seed)
-        self._stream = Stream(config.shares, mix(_PROBLEMS, seed))
+        self._stream = Stream(shares, mix(_PROBLEMS, seed))
 
     def at(self, index: int) -> Demonstration:
         """Demonstration number `index` (0, 1, 2, ...), from the train split."""
@@ -72,9 +70,11 @@ class Demonstrations:
         return Demonstration(problem.question, reasoning, answer, name, wrong)
 
 
-def demonstration_at(index: int, seed: int, config: DemoConfig) -> Demonstration:
-    """One demonstration by index; for many, keep a `Demonstrations`."""
-    return Demonstrations(config, seed).at(index)
+def demonstration_at(
+    index: int, seed: int, config: DemoConfig, shares: Mapping[str, float]
+) -> Demonstration:
+    """One demonstration of `shares` ("family/level" -> weight) by its index."""
+    return Demonstrations(config, shares, seed).at(index)
 
 
 def measured(demonstrations: Iterable[Demonstration]) -> dict[str, float]:

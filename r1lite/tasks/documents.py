@@ -8,14 +8,11 @@ and stories hold single operations, which no family asks for. No control tokens.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from random import Random
 
-from pydantic import Field
-
 from r1lite.errors import R1Error
-from r1lite.settings import Section
 from r1lite.tasks.families import FAMILIES
 from r1lite.tasks.problem import mix, text_hash
 from r1lite.tasks.prose import counting, definitions, equalities, stories, tables
@@ -29,7 +26,7 @@ _PROSE: dict[str, Callable[[Random], str]] = {
     "stories": stories,
     "definitions": definitions,
 }
-_KINDS = {
+KINDS = {  # weights of worked examples and of each kind of prose
     "worked": 0.7,
     "tables": 0.12,
     "counting": 0.04,
@@ -37,46 +34,34 @@ _KINDS = {
     "stories": 0.06,
     "definitions": 0.03,
 }
-
-
-def _all_levels() -> dict[str, float]:
-    return {f"{f.name}/{n}": 1.0 for f in FAMILIES.values() for n in f.levels}
-
-
-class DocumentConfig(Section):
-    """What the documents are made of.
-
-    Attributes:
-        shares: "family/level" -> weight of the worked examples.
-        steps: share of worked documents that write the steps; the others state
-            the answer at once.
-        kinds: weight of worked examples and of each kind of prose.
-        examples: how many worked examples one document holds.
-    """
-
-    shares: dict[str, float] = Field(default_factory=_all_levels)
-    steps: float = Field(default=0.7, ge=0, le=1)
-    kinds: dict[str, float] = Field(default_factory=lambda: dict(_KINDS))
-    examples: int = Field(default=6, ge=1)
+EXAMPLES = 6  # worked examples in one document
 
 
 class Documents:
-    """Endless documents; the index alone decides which."""
+    """Endless documents; the index alone decides which.
 
-    def __init__(self, config: DocumentConfig, seed: int) -> None:
-        known = ["worked", *_PROSE]
-        for kind, weight in config.kinds.items():
-            if kind not in known:
-                raise R1Error(f"kinds: {kind!r} is unknown; choose {', '.join(known)}")
-            if weight < 0:
-                raise R1Error(f"kinds.{kind}: {weight} is below 0; give 0 or more")
-        if sum(config.kinds.values()) <= 0:
-            raise R1Error("kinds: all weights are 0; give at least one above 0")
-        self.config = config
+    Args:
+        shares: "family/level" -> weight of the worked examples; None: all alike.
+        with_steps: share of worked documents that write the steps; the others
+            state the answer at once.
+        kinds: weights as in KINDS.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        shares: Mapping[str, float] | None = None,
+        with_steps: float = 0.5,
+        kinds: Mapping[str, float] = KINDS,
+    ) -> None:
+        _check_kinds(kinds)
+        if not 0 <= with_steps <= 1:
+            raise R1Error(f"with_steps: {with_steps} is no share; give 0 to 1")
+        self.with_steps = with_steps
         self._seed = mix(_SALT, seed)
-        self._kinds = list(config.kinds)
-        self._bounds = list(accumulate(config.kinds.values()))
-        self._stream = Stream(config.shares, self._seed)
+        self._kinds = list(kinds)
+        self._bounds = list(accumulate(kinds.values()))
+        self._stream = Stream(_all_levels() if shares is None else shares, self._seed)
 
     def at(self, index: int) -> str:
         """Document number `index` (0, 1, 2, ...)."""
@@ -87,40 +72,52 @@ class Documents:
 
     def _worked(self, rng: Random, index: int) -> str:
         """Several questions with their answers, all with steps or all without."""
-        with_steps = rng.random() < self.config.steps
-        count, texts = self.config.examples, []
-        for i in range(count):
-            problem = self._stream.problem_at(index * count + i)
-            lines = [problem.question, *(problem.steps if with_steps else ())]
+        steps_too = rng.random() < self.with_steps
+        texts = []
+        for i in range(EXAMPLES):
+            problem = self._stream.problem_at(index * EXAMPLES + i)
+            lines = [problem.question, *(problem.steps if steps_too else ())]
             texts.append("\n".join([*lines, f"Answer: {problem.answer}"]))
         return "\n\n".join(texts) + "\n"
-
-    def __iter__(self) -> Iterator[str]:
-        index = 0
-        while True:
-            yield self.at(index)
-            index += 1
 
 
 def documents(
     seed: int,
-    *,
     count: int | None = None,
+    shares: Mapping[str, float] | None = None,
+    with_steps: float = 0.5,
+    *,
     size: int | None = None,
-    config: DocumentConfig | None = None,
+    kinds: Mapping[str, float] = KINDS,
 ) -> list[str]:
-    """The first `count` documents, or as many as hold at least `size` bytes.
+    """The first `count` documents, or the fewest that hold `size` bytes.
 
     Raises:
-        R1Error: neither or both of `count` and `size`, or an impossible config.
+        R1Error: neither or both of `count` and `size`, or an argument that
+            `Documents` refuses.
     """
     if (count is None) == (size is None):
-        raise R1Error("documents: give either count or size (bytes), not both")
+        raise R1Error("documents: give either count or size (bytes)")
+    source = Documents(seed, shares, with_steps, kinds)
+    if count is not None:
+        return [source.at(i) for i in range(count)]
     found: list[str] = []
     held = 0
-    for text in Documents(config or DocumentConfig(), seed):
-        if len(found) == count or (size is not None and held >= size):
-            break
-        found.append(text)
-        held += len(text.encode())
+    while size is not None and held < size:
+        found.append(source.at(len(found)))
+        held += len(found[-1].encode())
     return found
+
+
+def _all_levels() -> dict[str, float]:
+    return {f"{f.name}/{n}": 1.0 for f in FAMILIES.values() for n in f.levels}
+
+
+def _check_kinds(kinds: Mapping[str, float]) -> None:
+    for kind, weight in kinds.items():
+        if kind not in KINDS:
+            raise R1Error(f"kinds: {kind!r} is unknown; choose {', '.join(KINDS)}")
+        if weight < 0:
+            raise R1Error(f"kinds.{kind}: {weight} is below 0; give 0 or more")
+    if sum(kinds.values()) <= 0:
+        raise R1Error("kinds: all weights are 0; give at least one above 0")

@@ -9,7 +9,7 @@ import pytest
 
 from r1lite import tasks
 from r1lite.errors import R1Error
-from r1lite.tasks.documents import DocumentConfig, Documents, documents
+from r1lite.tasks.documents import Documents, documents
 
 FACT = re.compile(r"^(\d)([-+*])(\d)=(\d)$", re.M)
 
@@ -64,12 +64,8 @@ def test_the_text_is_plain() -> None:
 def test_steps_are_settable() -> None:
     worked = {"worked": 1.0}
     shares = {"chain/5": 1.0}
-    with_steps = documents(
-        1, count=20, config=DocumentConfig(shares=shares, steps=1.0, kinds=worked)
-    )
-    without = documents(
-        1, count=20, config=DocumentConfig(shares=shares, steps=0.0, kinds=worked)
-    )
+    with_steps = documents(1, 20, shares, 1.0, kinds=worked)
+    without = documents(1, 20, shares, 0.0, kinds=worked)
     assert all(len(FACT.findall(text)) == 4 * 6 for text in with_steps)
     assert not any(FACT.findall(text) for text in without)
     questions = [re.findall(r"In order.*", text) for text in with_steps]
@@ -80,7 +76,7 @@ def test_steps_are_settable() -> None:
     "kind", ["tables", "counting", "equalities", "stories", "definitions"]
 )
 def test_each_kind_alone(kind: str) -> None:
-    texts = documents(2, count=30, config=DocumentConfig(kinds={kind: 1.0}))
+    texts = documents(2, count=30, kinds={kind: 1.0})
     assert len(set(texts)) >= 25
     assert all(text.endswith("\n") and text.strip() for text in texts)
 
@@ -97,7 +93,7 @@ def test_what_is_said_equal_is_equal() -> None:
 
 
 def test_random_access_size_and_seed() -> None:
-    source = Documents(DocumentConfig(), seed=4)
+    source = Documents(seed=4)
     texts = documents(4, count=12)
     assert [source.at(i) for i in (7, 3)] == [texts[7], texts[3]]
     assert documents(5, count=12) != texts
@@ -116,9 +112,11 @@ def test_random_access_size_and_seed() -> None:
 )
 def test_bad_kinds(kinds: dict[str, float], message: str) -> None:
     with pytest.raises(R1Error, match=message):
-        documents(0, count=1, config=DocumentConfig(kinds=kinds))
+        documents(0, count=1, kinds=kinds)
 
 
 def test_count_or_size() -> None:
     with pytest.raises(R1Error, match="either count or size"):
         documents(0)
+    with pytest.raises(R1Error, match="with_steps"):
+        documents(0, 1, with_steps=1.5)

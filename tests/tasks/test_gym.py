@@ -52,8 +52,8 @@ def test_the_stream_mixes_it_with_our_own() -> None:
 
 
 def test_demonstrations_without_steps_answer_at_once() -> None:
-    config = DemoConfig(answer_only=0.0, wrong_steps=1.0, shares={"gym_gcd/1": 1.0})
-    demo = demonstration_at(0, 0, config)
+    config = DemoConfig(answer_only=0.0, wrong_steps=1.0)
+    demo = demonstration_at(0, 0, config, {"gym_gcd/1": 1.0})
     assert demo.reasoning is None and not demo.wrong
     family = gym.family("gcd")
     with pytest.raises(R1Error, match="has no steps"):
