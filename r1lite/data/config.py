@@ -1,0 +1,91 @@
+"""The data section of a recipe: shares, sources, caps, what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+
+from r1lite.data import sources
+from r1lite.data.sources import SOURCES
+from r1lite.errors import R1Error
+from r1lite.settings import Section
+
+# The mixture of the article, section 3.1.
+ARTICLE = {"general": 0.60, "code": 0.20, "languages": 0.15, "mathematics": 0.05}
+
+
+class DataConfig(Section):
+    """Section `[data]`.
+
+    mixture: domain = share of tokens; the shares sum to 1.
+    sources: domain = names of sources, or "folder:/path"; a domain that is
+        not named has those that R1-lite knows for it.
+    caps: source = its largest share in its domain, in place of its own.
+    heldout: share of documents, chosen by hash, that are never trained on.
+    heldout_bytes: held-out text of a domain that is measured, at most.
+    """
+
+    model_config = ConfigDict(validate_default=True)
+
+    mixture: dict[str, float] = ARTICLE
+    sources: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    caps: dict[str, float] = Field(default_factory=dict)
+    heldout: float = Field(default=0.05, ge=0, le=0.5)
+    heldout_bytes: int = Field(default=50_000, ge=1)
+
+    @field_validator("mixture")
+    @classmethod
+    def _sums_to_one(cls, shares: dict[str, float]) -> dict[str, float]:
+        for domain, share in shares.items():
+            if share < 0:
+                raise ValueError(f"{domain} has share {share}; give 0 or more")
+        total = sum(shares.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares sum to {total:.6g}; make them sum to 1")
+        return shares
+
+    @field_validator("sources")
+    @classmethod
+    def _known_sources(
+        cls, given: dict[str, tuple[str, ...]], info: ValidationInfo
+    ) -> dict[str, tuple[str, ...]]:
+        domains = info.data.get("mixture", given)
+        for domain, names in given.items():
+            if domain not in domains:
+                raise ValueError(f"{domain} is no domain; {_hint(domain, domains)}")
+            if len(set(names)) < len(names):
+                raise ValueError(f"{domain} names a source twice; name it once")
+            _find_all(names)
+        return {d: given.get(d, _default_sources(d)) for d in domains}
+
+    @field_validator("caps")
+    @classmethod
+    def _fair_caps(
+        cls, caps: dict[str, float], info: ValidationInfo
+    ) -> dict[str, float]:
+        used = [n for names in info.data.get("sources", {}).values() for n in names]
+        for name, cap in caps.items():
+            if name not in [*used, *SOURCES]:
+                raise ValueError(f"{name} is no source; {_hint(name, SOURCES)}")
+            if not 0 < cap <= 1:
+                raise ValueError(f"{name} has cap {cap}; give above 0, at most 1")
+        return caps
+
+
+def _default_sources(domain: str) -> tuple[str, ...]:
+    return tuple(s.name for s in SOURCES.values() if s.domain == domain)
+
+
+def _find_all(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            sources.find(name)
+        except R1Error as e:
+            raise ValueError(str(e).removeprefix("data.sources: ")) from e
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose {', '.join(known)}"
