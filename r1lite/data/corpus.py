@@ -105,8 +105,9 @@ class Corpus:
 
     def _order(self, seed: int, epoch: int) -> list[int]:
         # Sorted by `random()` and not shuffled: Python promises the first to
-        # be the same in every version.
-        rng = random.Random(f"draw/{seed}/{self.source.name}/{epoch}")
+        # be the same in every version. By the text's hash and not by the name:
+        # a folder's name is another on every machine.
+        rng = random.Random(f"draw/{seed}/{self.hash}/{epoch}")
         keys = [rng.random() for _ in self.texts]
         return sorted(range(len(keys)), key=keys.__getitem__)
 
