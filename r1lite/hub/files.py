@@ -23,13 +23,16 @@ BIAS = "e_score_correction_bias"
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON file's object, or an R1Error that names the file."""
     try:
-        return json.loads(file.read_text())
+        values = json.loads(file.read_text())
     except OSError as error:
         raise R1Error(
             f"{file}: cannot be read; a model directory holds config.json"
         ) from error
     except ValueError as error:
         raise R1Error(f"{file}: not JSON ({error}); save the model again") from error
+    if not isinstance(values, dict):
+        raise R1Error(f"{file}: not an object of names and values; save it again")
+    return values
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -38,6 +41,11 @@ def weight_files(folder: Path) -> list[Path]:
         files = set(read_json(folder / INDEX).get("weight_map", {}).values())
         if not files:
             raise R1Error(f"{folder / INDEX}: names no files; save the model again")
+        if any(Path(file).name != file for file in files):
+            raise R1Error(
+                f"{folder / INDEX}: names files outside its directory; copy them "
+                "in and name them plainly"
+            )
         return [folder / file for file in sorted(files)]
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
