@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,6 @@ import typer
 from rich.console import Console
 
 from r1lite.errors import R1Error
-
 
 console = Console()
 cli = typer.Typer(

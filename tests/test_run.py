@@ -79,10 +79,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_everything_behind(undisturbed: Path) -> None:
     for name in ("recipe.toml", "metrics.jsonl", "report.json", "report.html"):
         assert (undisturbed / name).stat().st_size > 0, name
-    steps = {
-        s: [r["step"] for r in curve(undisturbed) if r["stage"] == s] for s in STAGES
-    }
-    assert steps == {"pretrain": [*range(6)], "sft": [*range(6)], "grpo": [0, 1, 2]}
+    for stage, count in (("pretrain", 6), ("sft", 6), ("grpo", 3)):
+        steps = [r["step"] for r in curve(undisturbed) if r["stage"] == stage]
+        assert steps == list(range(count))
     report = Report.load(undisturbed)
     assert report.before() is not None
     assert report.after() is not None
