@@ -1,7 +1,7 @@
 """Sources of training text: what there is, under which licence, and how to get it.
 
 Everything is on the machine already, carried by a dependency or by Python
-itself. A source is listed here only if its licence was confirmed by reading it.
+itself. A source is listed here only if its package states a licence for it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _jupyter(locale: str) -> Source:
 
 def _dialogues(name: str, domain: str, language: str) -> Source:
     read = readers.dialogues(language)
-    return Source(name, domain, "chatterbot-corpus", "BSD-3-Clause", read)
+    return Source(name, domain, "chatterbot-corpus", "BSD", read)
 
 
 _ALL = (
