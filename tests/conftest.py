@@ -7,18 +7,19 @@ import os
 # Read when OpenMP starts, so before torch is imported: a waiting thread sleeps
 # instead of spinning, otherwise two processes on two cores starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails
 
 import random
 from collections.abc import Iterator
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+matplotlib.use("Agg")  # not by MPLBACKEND, which the chapters' kernels inherit
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 settings.register_profile("r1lite", deadline=None, derandomize=True)
 settings.load_profile("r1lite")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,10 +55,15 @@ def _fix_printing() -> None:
 
 
 def _fix_figures() -> None:
-    # Imported here: matplotlib takes longer to load than the rest together.
-    # The backend is left alone, Jupyter has chosen its own by now.
+    # Imported here: it takes longer to load than the rest together.
     import matplotlib
 
+    ipython: Any = sys.modules.get("IPython")  # a script has none
+    shell = ipython and ipython.get_ipython()
+    if hasattr(shell, "kernel"):
+        # Pictures go into the page even if MPLBACKEND asks for something else,
+        # and plt.show() closes the figure, so that the next cell starts afresh.
+        shell.run_line_magic("matplotlib", "inline")
     matplotlib.rcParams.update(
         {
             "figure.figsize": FIGURE_INCHES,
@@ -65,6 +72,7 @@ def _fix_figures() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
+            "axes.axisbelow": True,
             "grid.alpha": 0.3,
             "font.size": 10,
             "svg.hashsalt": "r1lite",
