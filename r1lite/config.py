@@ -188,7 +188,7 @@ _V3 = {"initializer_range": 0.006, "num_nextn_predict_layers": 1}
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": {
         "vocab_size": 1024,
-        "hidden_size": 128,
+        "hidden_size": 96,
         "intermediate_size": 256,
         "moe_intermediate_size": 64,
         "num_hidden_layers": 4,

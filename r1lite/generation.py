@@ -9,7 +9,7 @@ nothing for those that stay.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,9 +61,9 @@ class Samples:
     before any filter, one per token: what a policy gradient needs.
     """
 
-    tokens: list[list[int]] = field(default_factory=list)
-    logprobs: list[list[float]] = field(default_factory=list)
-    stopped: list[bool] = field(default_factory=list)
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    stopped: list[bool]
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -143,68 +143,98 @@ def sample(
         R1Error: empty prompt, or prompt and new tokens exceed the context.
     """
     _check(model, prompts, how)
-    device = model.lm_head.weight.device
-    pad = model.config.pad_token_id or 0
-    ids, mask = left_pad(prompts, pad)
-    ids, mask = ids.to(device), mask.to(device)
-    width = ids.size(1)
-    padded = not bool(mask.all())
-    cache = model.new_cache(len(prompts), width + how.max_new_tokens)
-    hidden = model.hidden(ids, attention_mask=mask if padded else None, cache=cache)
-    logits = model.lm_head(hidden[:, -1])
-    position = mask.sum(-1)
-    batch = len(prompts) * n
-    if n > 1:
-        rows = torch.arange(len(prompts), device=device).repeat_interleave(n)
-        cache.select(rows)
-        logits, position, mask = logits[rows], position[rows], mask[rows]
-    grow = torch.ones(batch, how.max_new_tokens, dtype=torch.bool, device=device)
-    mask = torch.cat([mask, grow], 1)
-    out = torch.full((batch, how.max_new_tokens), pad, dtype=torch.long, device=device)
-    logps = torch.zeros(batch, how.max_new_tokens, device=device)
-    lengths = torch.full((batch,), how.max_new_tokens, device=device)
-    stops = torch.tensor(how.stop_ids, dtype=torch.long, device=device)
+    batch = _Batch(model, prompts, how, n)
     generator = torch.Generator().manual_seed(how.seed)
-    alive = torch.arange(batch, device=device)  # original row of each live row
-    done = torch.zeros(batch, dtype=torch.bool, device=device)
     for step in range(how.max_new_tokens):
-        uniform = torch.rand(batch, generator=generator).to(device)
-        token, logp = choose(logits, how, uniform[alive])
-        open_rows = alive[~done]
-        out[open_rows, step] = token[~done]
-        logps[open_rows, step] = logp[~done]
-        ended = torch.isin(token, stops) & ~done
-        lengths[alive[ended]] = step + 1
-        done = done | ended
-        live = int((~done).sum())
-        if live == 0 or step + 1 == how.max_new_tokens:
+        # Drawn for every row, ended or not: a row's numbers depend on nothing else.
+        uniform = torch.rand(len(prompts) * n, generator=generator)
+        uniform = uniform.to(batch.rows.device)[batch.rows]
+        token, logp = choose(batch.logits, how, uniform)
+        batch.record(step, token, logp)
+        if step + 1 == how.max_new_tokens or not batch.alive:
             break
-        if live < SHRINK * len(done):
-            stay = (~done).nonzero()[:, 0]
-            cache.select(stay)
-            alive, token, position = alive[stay], token[stay], position[stay]
-            mask, done = mask[stay], done[stay]
-        hidden = model.hidden(
+        batch.advance(batch.compact(token))
+    return batch.collect()
+
+
+class _Batch:
+    """Rows being continued. Rows that ended are recorded no more, then leave.
+
+    `rows` (live,) maps each live row to its row of the result; `logits`
+    (live, vocab) are for its next token.
+    """
+
+    def __init__(
+        self, model: R1Model, prompts: Sequence[Sequence[int]], how: Sampling, n: int
+    ) -> None:
+        self.model, pad = model, model.config.pad_token_id or 0
+        device = model.lm_head.weight.device
+        ids, mask = (t.to(device) for t in left_pad(prompts, pad))
+        new, size = how.max_new_tokens, len(prompts) * n
+        self.padded = not bool(mask.all())
+        self.cache = model.new_cache(len(prompts), ids.size(1) + new)
+        seen = mask if self.padded else None
+        hidden = model.hidden(ids, attention_mask=seen, cache=self.cache)
+        self.logits = model.lm_head(hidden[:, -1])
+        self.mask = torch.cat([mask, mask.new_ones(len(prompts), new)], 1)
+        self.position = mask.sum(-1)  # of the next token
+        self.done = torch.zeros(size, dtype=torch.bool, device=device)
+        if n > 1:
+            each = torch.arange(len(prompts), device=device).repeat_interleave(n)
+            self._select(each)
+            self.logits = self.logits[each]
+        self.rows = torch.arange(size, device=device)
+        self.stops = torch.tensor(how.stop_ids, dtype=torch.long, device=device)
+        self.tokens = torch.full((size, new), pad, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(size, new, device=device)
+        self.lengths = torch.full((size,), new, device=device)
+        self.alive = size
+
+    def record(self, step: int, token: Tensor, logp: Tensor) -> None:
+        """Write the tokens of rows that have not ended; see which end now."""
+        live = ~self.done
+        rows = self.rows[live]
+        self.tokens[rows, step] = token[live]
+        self.logprobs[rows, step] = logp[live]
+        ended = torch.isin(token, self.stops) & live
+        self.lengths[self.rows[ended]] = step + 1
+        self.done = self.done | ended
+        self.alive = int((~self.done).sum())
+
+    def compact(self, token: Tensor) -> Tensor:
+        """Drop ended rows once they are many; returns the tokens that stay."""
+        if self.alive >= SHRINK * len(self.rows):
+            return token
+        stay = (~self.done).nonzero()[:, 0]
+        self._select(stay)
+        self.rows, self.done = self.rows[stay], self.done[stay]
+        return token[stay]
+
+    def _select(self, rows: Tensor) -> None:
+        self.cache.select(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
+
+    def advance(self, token: Tensor) -> None:
+        """Feed one token a row, (live,), and get the next logits."""
+        width = self.cache.length + 1
+        hidden = self.model.hidden(
             token[:, None],
-            position_ids=position[:, None],
-            attention_mask=mask[:, : width + step + 1] if padded else None,
-            cache=cache,
+            position_ids=self.position[:, None],
+            attention_mask=self.mask[:, :width] if self.padded else None,
+            cache=self.cache,
         )
-        logits = model.lm_head(hidden[:, -1])
-        position = position + 1
-    return _collect(out, logps, lengths, stops)
+        self.logits = self.model.lm_head(hidden[:, -1])
+        self.position = self.position + 1
 
-
-def _collect(out: Tensor, logps: Tensor, lengths: Tensor, stops: Tensor) -> Samples:
-    result = Samples()
-    for row, logp, length in zip(
-        out.tolist(), logps.tolist(), lengths.tolist(), strict=True
-    ):
-        result.tokens.append(row[:length])
-        result.logprobs.append(logp[:length])
-    last = out.gather(1, lengths[:, None] - 1)[:, 0]
-    result.stopped = torch.isin(last, stops).tolist()
-    return result
+    def collect(self) -> Samples:
+        """Cut every row at its length."""
+        last = self.tokens.gather(1, self.lengths[:, None] - 1)[:, 0]
+        lengths = self.lengths.tolist()
+        return Samples(
+            [r[:k] for r, k in zip(self.tokens.tolist(), lengths, strict=True)],
+            [r[:k] for r, k in zip(self.logprobs.tolist(), lengths, strict=True)],
+            torch.isin(last, self.stops).tolist(),
+        )
 
 
 def generate(
