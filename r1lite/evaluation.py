@@ -117,10 +117,9 @@ def _strict_format(r: Rollout) -> float:
 
 
 def _pass_k(rows: Sequence[Rollout], n: int) -> float:
-    solved = [
-        any(r.score.accuracy for r in rows[i : i + n]) for i in range(0, len(rows), n)
-    ]
-    return fmean(solved)
+    groups = [rows[i : i + n] for i in range(0, len(rows), n)]
+    right = [sum(int(r.score.accuracy) for r in group) for group in groups]
+    return fmean(pass_at_k(n, correct, n) for correct in right)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

@@ -1,0 +1,71 @@
+"""Evaluation: problem sets, summaries and pass@k by hand."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from r1lite.data.chat import Response
+from r1lite.errors import R1Error
+from r1lite.evaluation import (
+    EvalConfig,
+    by_level,
+    pass_at_k,
+    pooled_accuracy,
+    problem_set,
+)
+from r1lite.tasks import Problem, split_of
+from r1lite.tasks.reward import Score
+from r1lite.training.rollout import Rollout
+
+
+def answered(level: int, right: bool, length: int, think: bool = True) -> Rollout:
+    problem = Problem("chain", level, "q", "1", (), f"{level} {right} {length}")
+    parsed = Response("r" if think else None, "1", True, think)
+    score = Score(float(right), 1.0, float(right))
+    return Rollout(problem, [1], [2] * length, [0.0] * length, parsed, score)
+
+
+def test_by_level_counts_by_hand() -> None:
+    items = [
+        answered(3, True, 4),
+        answered(3, False, 6, think=False),
+        answered(4, True, 10),
+        answered(4, True, 20),
+    ]
+    three, four = by_level(items)
+    assert (three.level, three.n, three.accuracy) == (3, 2, 0.5)
+    assert (three.mean_length, three.think_share, three.format) == (5, 0.5, 0.5)
+    assert (four.level, four.accuracy, four.mean_length) == (4, 1.0, 15)
+    assert pooled_accuracy([three, four]) == 0.75
+
+
+def test_samples_of_one_problem_count_as_one() -> None:
+    items = [answered(3, r, 4) for r in (False, True, False, False)]
+    (result,) = by_level(items, n=2)
+    assert (result.n, result.accuracy, result.pass_k) == (2, 0.25, 0.5)
+
+
+def test_pass_at_k_equals_counting_every_draw() -> None:
+    for correct in range(6):
+        flags = [True] * correct + [False] * (5 - correct)
+        draws = list(combinations(flags, 3))
+        want = sum(any(d) for d in draws) / len(draws)
+        assert pass_at_k(5, correct, 3) == pytest.approx(want)
+
+
+def test_problem_sets_are_unique_held_out_and_the_same_twice() -> None:
+    config = EvalConfig(levels=("chain/3", "chain/4"))
+    found = problem_set(config, "test", 40)
+    assert len({p.key for p in found}) == 80
+    assert {split_of(p) for p in found} == {"test"}
+    assert found == problem_set(config, "test", 40)
+    assert not {p.key for p in found} & {
+        p.key for p in problem_set(config, "validation", 40)
+    }
+
+
+def test_asking_for_more_than_there_is_says_how_many() -> None:
+    with pytest.raises(R1Error, match=r"only \d+ unique test"):
+        problem_set(EvalConfig(levels=("chain/3",)), "test", 5000)
