@@ -304,7 +304,7 @@ def test_a_full_disk_leaves_the_old_model(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(save_module, "save_file", full)
-    with pytest.raises(R1Error, match="No space left .*; free some space"):
+    with pytest.raises(R1Error, match=r"No space left .*; free some space"):
         save_pretrained(R1Model(tiny_config()), folder)
     with pytest.raises(R1Error, match="could not be saved"):
         save_pretrained(R1Model(tiny_config()), folder.parent / "new")

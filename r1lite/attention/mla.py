@@ -132,12 +132,18 @@ class MLA(nn.Module):
             (self.nope, self.v), dim=1
         )
         q_latent = torch.bmm(q_nope[:, 0].transpose(0, 1), w_k).transpose(0, 1)
-        query = torch.cat((q_latent, q_rope[:, 0]), dim=-1)
-        scores = torch.bmm(query, past.transpose(1, 2)) * self.scale
-        if mask is not None:
-            scores = scores + mask[:, 0]
-        probs = scores.softmax(-1, dtype=torch.float32).to(past.dtype)
-        probs = F.dropout(probs, self.dropout, self.training)
-        mixed = torch.bmm(probs, past[..., : self.rank])
+        # The heads share one key per token, so they stand where queries usually
+        # stand, and one fused pass reads each row's latents once. The values
+        # are the keys: the rotary columns of the result are dropped.
+        query = torch.cat((q_latent, q_rope[:, 0]), dim=-1).unsqueeze(1)
+        past = past.unsqueeze(1)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            past,
+            past,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+        )[:, 0, :, : self.rank]
         out = torch.bmm(mixed.transpose(0, 1), w_v.transpose(1, 2))
         return out.transpose(0, 1).flatten(1).unsqueeze(1)
