@@ -65,7 +65,12 @@ class Experts(nn.Module):
 
 
 def grouped(rows: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> Tensor:
-    """All experts in two grouped products; nothing waits for the counts."""
+    """All experts in two grouped products; nothing waits for the counts.
+
+    Measured on a CPU (tests/benchmarks/results/dispatch.json): level with the
+    loop at 4096 tokens, up to 1.6 times as fast below; running every expert on
+    every token wins only for fewer than some ten tokens.
+    """
     ends = counts.cumsum(0).to(torch.int32)
     gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, -1)
     return F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)
