@@ -136,6 +136,11 @@ def _check_positive(c: R1Config) -> None:
             f"model.qk_rope_head_dim: {c.qk_rope_head_dim} is odd, RoPE turns "
             "pairs; give an even number"
         )
+    if c.pad_token_id is not None and not 0 <= c.pad_token_id < c.vocab_size:
+        raise R1Error(
+            f"model.pad_token_id: {c.pad_token_id} is no token of a vocabulary of "
+            f"{c.vocab_size}; give one, or none"
+        )
     if c.initializer_range <= 0:
         raise R1Error("model.initializer_range: must be above 0; V3 used 0.006")
 

@@ -145,3 +145,13 @@ def test_bad_shapes_are_named() -> None:
         model(ids[:, :1], document_ids=ids[:, :1], cache=cache)
     with pytest.raises(R1Error, match="document_ids"):
         model(ids, document_ids=ids[:, 1:])
+
+
+def test_padding_gets_no_gradient_and_must_be_a_token() -> None:
+    model = tiny_model(pad_token_id=5)
+    model(torch.tensor([[5, 6, 5, 7]])).logits.square().sum().backward()
+    grad = model.embed_tokens.weight.grad
+    assert grad is not None
+    assert grad[5].abs().sum() == 0 and grad[6].abs().sum() > 0
+    with pytest.raises(R1Error, match="pad_token_id: 61 is no token"):
+        tiny_config(pad_token_id=61)
