@@ -13,7 +13,7 @@ test: export OMP_WAIT_POLICY = PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test book lint bench
+.PHONY: help install run test book refresh lint bench
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -33,13 +33,19 @@ test: $(STAMP) ## run every test and every notebook
 book: $(STAMP) ## open the chapters in JupyterLab
 	@$(BIN)/jupyter lab chapters
 
+refresh: $(STAMP) ## run every chapter again and store the new outputs
+	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False --log-level=WARN chapters/*.ipynb
+
 lint: $(STAMP) ## style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 bench: $(STAMP) ## measure speed on this machine
-	@$(BIN)/r1lite bench
+	@for b in tests/benchmarks/bench_*.py; do \
+	  $(BIN)/python $$b --machine "$$(uname -m), $$(getconf _NPROCESSORS_ONLN) cores" \
+	    || exit 1; done
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -20,7 +20,7 @@ cli = typer.Typer(
     help="R1-lite: build, train and talk to a DeepSeek-R1-style reasoning model.",
 )
 
-Out = Annotated[Path | None, typer.Option(help="Run directory [runs/RECIPE].")]
+Out = Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE.")]
 Directory = Annotated[Path, typer.Argument(help="A saved model, e.g. runs/nano/final.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed.")]
 

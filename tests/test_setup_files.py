@@ -105,7 +105,7 @@ def test_the_makefile_refuses_an_older_python_than_the_metadata() -> None:
     assert Version(f"{major}.{int(minor) - 1}") not in oldest
 
 
-@pytest.mark.parametrize("target", ["run", "test", "book", "lint", "bench"])
+@pytest.mark.parametrize("target", ["run", "test", "book", "refresh", "lint", "bench"])
 def test_every_target_makes_the_environment_first(target: str, tmp_path: Path) -> None:
     """In a folder without .venv, `make -n target` starts by making one."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
