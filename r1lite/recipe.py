@@ -91,7 +91,7 @@ class Recipe(Section):
     controls: ControlsConfig = ControlsConfig()
     evaluation: EvalConfig = EvalConfig()
     goals: GoalsConfig = GoalsConfig()
-    tried: tuple[dict[str, str], ...] = ()
+    tried: tuple[dict[str, str | bool], ...] = ()
 
     def model_config_for(self, vocab_size: int | None = None) -> R1Config:
         """The model's configuration, its vocabulary set to the tokenizer's."""
