@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,13 @@ def save(
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as e:  # torch wraps a full disk in RuntimeError
+    except (OSError, RuntimeError) as e:  # torch hides a full disk in RuntimeError
         partial.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free // 1_000_000
+        reason = e.strerror if isinstance(e, OSError) else f"{free} MB are free"
         raise R1Error(
-            f"checkpoint {path}: could not be written ({_reason(e)}); free some "
-            "disk space and run the same command again, it resumes"
+            f"checkpoint {path}: could not be written ({reason}); free some disk "
+            "space and run the same command again, it resumes"
         ) from e
 
 
