@@ -1,4 +1,4 @@
-"""The command line: `r1lite run|chat|eval`."""
+"""The command line: `r1lite run|chat|eval|check`."""
 
 from __future__ import annotations
 
@@ -34,17 +34,26 @@ def run(
         list[str] | None,
         typer.Option("--set", help="Change a field, e.g. --set grpo.steps=20."),
     ] = None,
+    mine: Annotated[
+        bool, typer.Option("--mine", help="Train with your own passing exercises.")
+    ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Train a recipe from random weights to a reasoning model, or resume it."""
     from r1lite import recipe as recipes
     from r1lite.pipeline import run_recipe
+    from r1lite.workbook import swap
 
     changes: dict[str, Any] = dict(recipes.parse_assignment(s) for s in set_ or [])
     if seed is not None:
         changes["seed"] = seed
+    parts = swap.announced_parts(console) if mine else []
+    changes |= {"mine": swap.described(parts)} if mine else {}
     loaded = recipes.load(recipe, changes)
-    run_recipe(loaded, out or Path("runs") / loaded.name, console, not quiet)
+    swap.require_named(loaded.mine, mine)
+    target = out or Path("runs") / (loaded.name + ("-mine" if mine else ""))
+    with swap.using(parts):
+        run_recipe(loaded, target, console, not quiet)
 
 
 @cli.command()
@@ -89,6 +98,37 @@ def evaluate(
         max_new_tokens,
         seed or 0,
     )
+
+
+@cli.command()
+def check(
+    number: Annotated[
+        str | None, typer.Argument(help="An exercise (1.2) or a chapter (1).")
+    ] = None,
+    hint: Annotated[bool, typer.Option("--hint", help="Show the next hint.")] = False,
+    give_up: Annotated[
+        bool, typer.Option("--give-up", help="Show a solution.")
+    ] = False,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Put the stub back in place.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Check again on every save.")
+    ] = False,
+) -> None:
+    """Check your exercises: TODO, FAIL with the likely mistake, or PASS."""
+    from r1lite.workbook import practice
+
+    if hint:
+        practice.show_hint(console, number)
+    elif give_up:
+        practice.show_solution(console, number)
+    elif reset:
+        practice.start_again(console, number)
+    elif watch:
+        practice.watch(console, number)
+    elif not practice.show_state(console, number):
+        raise typer.Exit(1)
 
 
 def app() -> None:

@@ -73,7 +73,10 @@ class GoalsConfig(Section):
 
 
 class Recipe(Section):
-    """The whole run. `model` is a preset's name and fields that differ."""
+    """The whole run. `model` is a preset's name and fields that differ.
+
+    `mine` is written by `--mine`: the exercises whose code replaced the package's.
+    """
 
     name: str
     description: str = ""
@@ -91,6 +94,7 @@ class Recipe(Section):
     controls: ControlsConfig = ControlsConfig()
     evaluation: EvalConfig = EvalConfig()
     goals: GoalsConfig = GoalsConfig()
+    mine: dict[str, str] | None = None
     tried: tuple[dict[str, str | bool], ...] = ()
 
     def model_config_for(self, vocab_size: int | None = None) -> R1Config:
@@ -103,7 +107,8 @@ class Recipe(Section):
 
     def fingerprint(self) -> str:
         """Changes with anything that changes what the run computes."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        values = self.model_dump(mode="json", exclude_none=True)
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_toml(self) -> str:

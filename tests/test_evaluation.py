@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
+from support.rollouts import answered
 
-from r1lite.data.chat import Response
 from r1lite.errors import R1Error
 from r1lite.evaluation import (
     EvalConfig,
@@ -15,16 +15,7 @@ from r1lite.evaluation import (
     pooled_accuracy,
     problem_set,
 )
-from r1lite.tasks import Problem, split_of
-from r1lite.tasks.reward import Score
-from r1lite.training.rollout import Rollout
-
-
-def answered(level: int, right: bool, length: int, think: bool = True) -> Rollout:
-    problem = Problem("chain", level, "q", "1", (), f"{level} {right} {length}")
-    parsed = Response("r" if think else None, "1", True, think)
-    score = Score(float(right), 1.0, float(right))
-    return Rollout(problem, [1], [2] * length, [0.0] * length, parsed, score)
+from r1lite.tasks import split_of
 
 
 def test_by_level_counts_by_hand() -> None:

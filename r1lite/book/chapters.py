@@ -17,6 +17,7 @@ class Chapter:
     """One chapter: what it is called and which modules it brings.
 
     `modules` are dotted names; a package stands for everything inside it.
+    `exercises` is the name of its group of exercises, empty where it has none.
     `tour` marks the one chapter that may use the public names early.
     """
 
@@ -26,6 +27,7 @@ class Chapter:
     notebook: str
     status: str
     modules: tuple[str, ...]
+    exercises: str = ""
     tour: bool = False
 
     @property

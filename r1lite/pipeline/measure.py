@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from r1lite.data.tokenizer import R1Tokenizer
@@ -100,7 +100,8 @@ class Measure:
                 for at in range(0, len(few), c.problems)
                 for p in few[at : at + c.pass_problems]
             ]
-            how = self._sampling(way, "test")
+            # Greedy, all 16 samples would be one and the same answer.
+            how = replace(self._sampling(way, "test"), temperature=1.0)
             model = self.model(way.policy)
             items = answer(model, self.tokenizer, few, how, c.pass_k, way.think)
             return [asdict(r) for r in by_level(items, c.pass_k)]

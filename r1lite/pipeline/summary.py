@@ -50,10 +50,11 @@ def active_parameters(model: R1Model, config: R1Config) -> int:
 
 
 def evaluations(table: Table, passed: dict[str, list[LevelResult]]) -> list[Any]:
-    """Rows of the report; `passed` maps a way's name to its pass@k results."""
+    """Rows of the report; `passed` maps a way's name to its sampled results."""
     rows = []
     for way, split, results in table:
-        k = {(r.family, r.level): r.pass_k for r in passed.get(way.name, [])}
+        sampled = passed.get(way.name, []) if split == "test" else []
+        k = {(r.family, r.level): (r.accuracy, r.pass_k) for r in sampled}
         for r in results:
             rows.append(
                 parts.Evaluation(
@@ -65,7 +66,8 @@ def evaluations(table: Table, passed: dict[str, list[LevelResult]]) -> list[Any]
                     level=r.level,
                     n=r.n,
                     accuracy=r.accuracy,
-                    pass16=k.get((r.family, r.level)) if split == "test" else None,
+                    pass1=k.get((r.family, r.level), (None, None))[0],
+                    pass16=k.get((r.family, r.level), (None, None))[1],
                     format=r.format,
                     mean_length=r.mean_length,
                     think_share=r.think_share,
@@ -214,6 +216,7 @@ def build(
         controls=controls,
         tried=[parts.Attempt.model_validate(a) for a in recipe.tried],
         samples=samples(context, measure, ["sft", "grpo"]),
+        mine={n: text.split()[0] for n, text in (recipe.mine or {}).items()},
     )
     return report.model_copy(update={"goals": goals(context, report, stages, seconds)})
 

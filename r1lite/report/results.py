@@ -27,7 +27,8 @@ class Evaluation(Part):
     """One policy on the unique problems of one family and level.
 
     Leave ci_low and ci_high out: they are Wilson's 95 % interval over `n`.
-    For sampled decoding `accuracy` is pass@1, the mean over samples.
+    `pass1` and `pass16` are of samples at temperature 1, on fewer problems: the
+    mean over 16 samples, and the chance that one of them is right.
     """
 
     policy: str
@@ -40,6 +41,7 @@ class Evaluation(Part):
     accuracy: Share
     ci_low: Share = Field(default_factory=_bound(0))
     ci_high: Share = Field(default_factory=_bound(1))
+    pass1: Share | None = None
     pass16: Share | None = None
     format: Share | None = None
     mean_length: Measured = None
@@ -196,6 +198,7 @@ def pool(rows: Sequence[Evaluation], family: str = "all") -> Evaluation:
         family=family,
         n=n,
         accuracy=min(1.0, accuracy),
+        pass1=mean(e.pass1 for e in rows),
         pass16=mean(e.pass16 for e in rows),
         format=mean(e.format for e in rows),
         mean_length=mean(e.mean_length for e in rows),

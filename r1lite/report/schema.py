@@ -63,6 +63,7 @@ class Report(Part):
     samples: list[Sample] = []
     seeds: list[SeedResult] = []
     notes: list[str] = []
+    mine: dict[str, str] = {}
     verdicts: list[Verdict] = []
 
     @model_validator(mode="after")

@@ -63,6 +63,10 @@ def _parts(report: Report) -> list[RenderableType]:
         parts.append(Text(report.verdicts[0].text, style="bold"))
     if by_family:
         parts.append(Text("By family: " + "; ".join(by_family) + "."))
+    if report.mine:
+        own = ", ".join(f"{n} {name}" for n, name in report.mine.items())
+        said = f"Trained with the reader's own parts: {own}."
+        parts.append(Text(said, style="green"))
     sample = _telling_sample(report)
     if sample is not None:
         parts.append(_conversation(sample))

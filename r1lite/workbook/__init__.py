@@ -1,0 +1,1 @@
+"""The exercises from outside: generate, hint, solve, watch, and train with them."""
