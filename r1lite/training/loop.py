@@ -140,8 +140,9 @@ def _load_metrics(load: torch.Tensor, keep_all: bool) -> dict[str, Any]:
     """`load`: (MoE layers, experts) token counts of one step."""
     if load.numel() == 0:
         return {}
+    used = load[load.sum(-1) > 0]  # outside pretraining the MTP router sees nothing
     values: dict[str, Any] = {
-        "max_violation": round(float(balance.max_violation(load).mean()), 4)
+        "max_violation": round(float(balance.max_violation(used).mean()), 4)
     }
     if keep_all:
         share = load.float() / load.sum(-1, keepdim=True).clamp_min(1)
