@@ -137,10 +137,14 @@ def run_stage(
 
 
 def _load_metrics(load: torch.Tensor, keep_all: bool) -> dict[str, Any]:
-    """`load`: (MoE layers, experts) token counts of one step."""
-    if load.numel() == 0:
+    """`load`: (routers, experts) token counts of one step.
+
+    Routers that saw no token are left out of MaxVio: outside pretraining that is
+    the MTP module's, and all of them when GRPO had nothing to learn from.
+    """
+    used = load[load.sum(-1) > 0]
+    if used.numel() == 0:
         return {}
-    used = load[load.sum(-1) > 0]  # outside pretraining the MTP router sees nothing
     values: dict[str, Any] = {
         "max_violation": round(float(balance.max_violation(used).mean()), 4)
     }
