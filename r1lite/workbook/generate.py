@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from r1lite.book.exercise import Group, exercise_folder, exercise_groups, regions
+from r1lite.workbook.exercise import Group, exercise_folder, exercise_groups, regions
 
 
 def texts(group: Group) -> dict[str, str]:

@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
 
-from r1lite.book.checking import Outcome, examine, select_exercises
-from r1lite.book.exercise import (
+from r1lite.errors import R1Error
+from r1lite.workbook import generate, progress
+from r1lite.workbook.checking import Outcome, examine, select_exercises
+from r1lite.workbook.exercise import (
     Exercise,
     Group,
     exercise_folder,
     exercise_groups,
 )
-from r1lite.errors import R1Error
-from r1lite.workbook import generate, progress
 
 COLOURS = {"PASS": "green", "FAIL": "red", "TODO": "yellow"}
 

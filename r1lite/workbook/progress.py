@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from r1lite.book.checking import Outcome
+from r1lite.workbook.checking import Outcome
 
 FILE = ".progress.json"
 Record = dict[str, dict[str, int | bool]]

@@ -16,14 +16,14 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from r1lite.book.checking import Outcome, examine, load_answers
-from r1lite.book.exercise import (
+from r1lite.errors import R1Error
+from r1lite.workbook.checking import Outcome, examine, load_answers
+from r1lite.workbook.exercise import (
     Exercise,
     exercise_folder,
     exercise_groups,
     regions,
 )
-from r1lite.errors import R1Error
 
 
 @dataclass(frozen=True)

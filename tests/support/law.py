@@ -168,16 +168,28 @@ def notebook_violations(
     """
     tour = next(c.tour for c in book.chapters if c.number == number)
     free = {f"{package.name}.{name}" for name in tour_names} if tour else set()
+    found = later_uses(notebook_tree(path), number, package, book, free)
+    return [f"{path.name} {use}" for use in found]
+
+
+def later_uses(
+    tree: ast.AST,
+    number: int,
+    package: Package,
+    book: Book,
+    free: Iterable[str] = (),
+) -> list[str]:
+    """What text of chapter `number` uses of later chapters, or of the top."""
     found = set()
-    for dotted in _mentions(notebook_tree(path), "", package.name):
+    for dotted in _mentions(tree, "", package.name):
         if ".".join(dotted.split(".")[:2]) in free:
             continue
         for module in package.modules_behind(dotted):
             theirs = book.chapter_of(module)
             if book.is_on_top(module):
-                found.add(f"{path.name} uses {module}, which is on top of the book")
+                found.add(f"uses {module}, which is on top of the book")
             elif theirs is not None and theirs > number:
-                found.add(f"{path.name} (ch {number}) uses {module} (ch {theirs})")
+                found.add(f"(ch {number}) uses {module} (ch {theirs})")
     return sorted(found)
 
 

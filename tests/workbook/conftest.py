@@ -49,7 +49,7 @@ def last(x: Tensor) -> Tensor:
     # return x[len(x)]
     # END
 '''
-CHECKS = '''from types import ModuleType
+CHECKS = """from types import ModuleType
 
 import torch
 
@@ -72,7 +72,7 @@ def check_1_2(mine: ModuleType) -> None:
 def check_1_3(mine: ModuleType) -> None:
     x = torch.arange(4)
     close(mine.last(x), 3, "not the last one")
-'''
+"""
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ def run(*words: str) -> tuple[int, str]:
 
 
 def said(action: object, *args: object) -> str:
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     action(console, *args)  # type: ignore[operator]
     return console.export_text()
 

@@ -1,4 +1,4 @@
-"""`check("1.2")`: is the reader's answer right, and if not, what went wrong?
+"""Is the reader's answer to an exercise right, and if not, what went wrong?
 
 It runs the reader's own file, never the solution. TODO is an untouched stub,
 FAIL comes with the likely mistake, PASS means that the check found none.
@@ -19,15 +19,13 @@ from types import FrameType, ModuleType
 
 import torch
 
-from r1lite.book.exercise import (
-    Exercise,
-    Group,
-    exercise_folder,
-    exercise_groups,
-    regions,
-)
 from r1lite.book.expect import Mistake
 from r1lite.errors import R1Error
+from r1lite.workbook.exercise import (
+    Exercise,
+    Group,
+    regions,
+)
 
 SECONDS = 60  # a check that takes longer has met an endless loop
 
@@ -39,18 +37,6 @@ class Outcome:
     exercise: Exercise
     state: str
     message: str = ""
-
-    def __str__(self) -> str:
-        line = f"{self.state:4}  {self.exercise.label}"
-        return f"{line}\n      {self.message}" if self.message else line
-
-
-def check(numbers: str | None = None) -> None:
-    """Print the state of one exercise ("1.2"), of a chapter ("1") or of all."""
-    folder = exercise_folder()
-    for group, chosen in select_exercises(exercise_groups(folder), numbers):
-        for outcome in examine(folder, group, chosen):
-            print(outcome)
 
 
 def select_exercises(
