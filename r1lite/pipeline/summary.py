@@ -125,7 +125,7 @@ def demonstrations_part(context: Context) -> parts.Demonstrations:
         answer_only=found["answer_only"],
         wrong_steps_asked=config.wrong_steps,
         wrong_steps=found["wrong_steps"],
-        note="counted over the first 5,000 examples of the stage",
+        note="Counted over the first 5,000 examples of the stage.",
     )
 
 
