@@ -31,11 +31,11 @@ def test_packing_by_hand() -> None:
 
 
 def test_a_hot_expert_is_split_over_gpus() -> None:
-    load = torch.tensor([80, 10, 10, 10, 10, 10, 10, 10])
+    load = torch.tensor([39, 10, 10, 10, 10, 10, 10, 10])
     before = in_order(8, 4).imbalance(load)
     after = place_experts(load, 4, redundant=4)
-    assert before == pytest.approx(90 / 37.5)
-    assert after.imbalance(load) < 1.25
+    assert before == pytest.approx(49 / 27.25)
+    assert after.imbalance(load) < 1.12
     holders = [g for g in range(4) if 0 in after.experts[g].tolist()]
     assert len(holders) == int(after.copies[0]) == 4  # never two on one GPU
 
