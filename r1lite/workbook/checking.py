@@ -96,7 +96,10 @@ def examine(
 def load_answers(path: Path) -> tuple[ModuleType | None, str]:
     """(the reader's file as a module, ""), or (None, why it does not load)."""
     try:
-        return _load(path), ""
+        with _time_limit():
+            return _load(path), ""
+    except TimeoutError:
+        return None, f"the file is still loading after {SECONDS} s: an endless loop?"
     except SyntaxError as error:
         return None, f"line {error.lineno} is not Python: {error.msg}"
     except (Exception, SystemExit) as error:

@@ -129,6 +129,14 @@ def test_an_endless_loop_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert time.monotonic() - began < 10
 
 
+def test_an_endless_loop_outside_a_function_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1lite.workbook.checking.SECONDS", 0.3)
+    write_answer(folder, "SIDES = None", "while True:\n    SIDES = 6\n")
+    assert "still loading" in outcomes(folder, "1.1")[0].message
+
+
 def test_an_edit_counts_at_once(folder: Path) -> None:
     write_answer(folder, "SIDES = None", "SIDES = 5")
     assert states(folder, "1.1") == ["FAIL"]
