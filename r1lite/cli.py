@@ -1,4 +1,4 @@
-"""The command line: `r1lite run|chat|eval|check`."""
+"""The command line: `r1lite run|chat|eval|check|plan`."""
 
 from __future__ import annotations
 
@@ -98,6 +98,44 @@ def evaluate(
         max_new_tokens,
         seed or 0,
     )
+
+
+@cli.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A preset, or a recipe's name or file.")],
+    gpus: Annotated[int, typer.Option(help="How many.")] = 8,
+    gpu: Annotated[str, typer.Option(help="h800, h100, a100 or l4.")] = "h100",
+    pp: Annotated[int, typer.Option(help="Pipeline stages.")] = 1,
+    ep: Annotated[int, typer.Option(help="Ranks that share the experts.")] = 1,
+    rows: Annotated[int, typer.Option(help="Sequences in a global batch.")] = 256,
+    seq: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
+    micro_rows: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    tokens: Annotated[
+        float | None, typer.Option(help="Of the whole run, e.g. 14.8e12.")
+    ] = None,
+    efficiency: Annotated[float, typer.Option(help="Share of the peak.")] = 0.4,
+    like_v3: Annotated[
+        bool, typer.Option("--like-v3", help="FP8, DualPipe, 4 nodes a token.")
+    ] = False,
+) -> None:
+    """Say what a training run will need: memory, messages, time."""
+    from dataclasses import replace
+
+    from r1lite import recipe as recipes
+    from r1lite.config import PRESETS, R1Config
+    from r1lite.planner.hardware import hardware
+    from r1lite.planner.layout import Layout
+    from r1lite.planner.step import V3_ASSUMPTIONS, Assumptions
+    from r1lite.planner.table import plan_table
+
+    if model in PRESETS:
+        config = R1Config.preset(model)
+    else:
+        config = recipes.load(model).model_config_for()
+    assumed = V3_ASSUMPTIONS if like_v3 else Assumptions()
+    assumed = replace(assumed, efficiency=efficiency)
+    layout = Layout(gpus, pp, ep, rows, seq, micro_rows)
+    console.print(plan_table(config, layout, hardware(gpu), assumed, tokens))
 
 
 @cli.command()
