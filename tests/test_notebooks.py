@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -203,3 +204,24 @@ def test_nbval_catches_drift_but_not_an_unexecuted_cell(tmp_path: Path) -> None:
         text=True,
     )
     assert "1 failed, 1 passed" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_outputs_do_not_depend_on_the_processor(path: Path) -> None:
+    """Run again as an older processor would: other kernels, other rounding."""
+    older = {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_CBWR": "COMPATIBLE",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
+    result = subprocess.run(
+        [*command, "-p", "no:cacheprovider", str(path)],
+        cwd=path.parent,
+        env={**os.environ, **older},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
