@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r1lite.attention.cache import LatentCache
 from r1lite.attention.norm import RMSNorm
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
@@ -39,10 +40,11 @@ class MTP(nn.Module):
         hidden: Tensor,
         turn: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
+        cache: LatentCache | None = None,
     ) -> Tensor:
         """Both inputs (batch, seq, hidden), already aligned -> the same shape."""
         both = torch.cat((self.enorm(next_embeds), self.hnorm(hidden)), dim=-1)
-        return self.norm(self.block(self.eh_proj(both), turn, mask))
+        return self.norm(self.block(self.eh_proj(both), turn, mask, cache))
 
 
 def mtp_targets(
