@@ -13,7 +13,7 @@ test: export OMP_WAIT_POLICY = PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test book refresh lint bench
+.PHONY: help install run test book site refresh lint bench
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ test: $(STAMP) ## run every test and every notebook
 
 book: $(STAMP) ## open the chapters in JupyterLab
 	@$(BIN)/jupyter lab chapters
+
+site: $(STAMP) ## build the book as web pages in _build/site
+	@$(BIN)/python chapters/site/build.py
 
 refresh: $(STAMP) ## run every chapter again and store the new outputs
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -14,5 +15,6 @@ def check(number: str) -> None:
     your answer does not hang the notebook.
     """
     command = [sys.executable, "-m", "r1lite", "check", number]
-    done = subprocess.run(command, capture_output=True, text=True)
+    plain = {k: v for k, v in os.environ.items() if "COLOR" not in k}
+    done = subprocess.run(command, capture_output=True, text=True, env=plain)
     print(done.stdout + done.stderr, end="")

@@ -154,11 +154,15 @@ def test_a_check_leaves_the_readers_random_numbers_alone(folder: Path) -> None:
 
 
 def test_check_prints_for_a_notebook(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_answer(folder, "SIDES = None", "SIDES = 8")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as JupyterLab's kernel does
     check("1")
     printed = capsys.readouterr().out
+    assert "\x1b" not in printed
     assert "FAIL  1.1 A number (level 1, 2 min)" in printed
     assert "a die is a cube" in printed
     assert "TODO  1.2" in printed
