@@ -29,5 +29,5 @@ def dispatch_local(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     rows = experts(x[order // top_k], routing.counts)
     back = torch.empty_like(order)
     back[order] = torch.arange(order.numel(), device=order.device)
-    picks = rows[back].view(n_tokens, top_k, -1)
+    picks = rows[back].view(n_tokens, top_k, x.shape[-1])
     return (picks * routing.weights.to(x.dtype).unsqueeze(-1)).sum(1)

@@ -23,17 +23,18 @@ class MoE(nn.Module):
 
     The n_shared_experts shared experts are one MLP of their summed width: not
     gated, not scaled. With none there is no ``shared_experts`` module.
+
+    Args:
+        dispatcher: brings tokens to experts and back; dispatch_local if None.
     """
 
-    def __init__(
-        self, config: R1Config, dispatcher: Dispatcher = dispatch_local
-    ) -> None:
+    def __init__(self, config: R1Config, dispatcher: Dispatcher | None = None) -> None:
         super().__init__()
         self.gate = Router(config)
         self.experts = Experts(config)
         width = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = SwiGLU(config.hidden_size, width) if width else None
-        self.dispatcher = dispatcher
+        self.dispatcher: Dispatcher = dispatcher or dispatch_local
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> the same shape."""

@@ -93,10 +93,12 @@ def main() -> None:
     parser.add_argument("--machine", required=True)
     parser.add_argument("--repeats", type=int, default=30)
     arguments = parser.parse_args()
+    nano = R1Config.preset("nano")
     result: dict[str, object] = {
         "machine": arguments.machine,
         "torch": torch.__version__,
-        "shape": "hidden 128, inner 64, 8 experts, top 2, float32",
+        "shape": f"hidden {nano.hidden_size}, inner {nano.moe_intermediate_size}, "
+        f"{nano.n_routed_experts} experts, top {nano.num_experts_per_tok}, float32",
         "unit": "milliseconds of processor time, one thread, median",
     }
     torch.set_num_threads(1)
