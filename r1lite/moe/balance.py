@@ -1,15 +1,18 @@
 """Keeping experts equally busy without a loss that fights the language loss.
 
 The bias update is arXiv 2408.15664, algorithm 1, with V3's section 4.2 numbers
-(gamma 0.001). The sequence-wise loss is V3's equations 17 to 20.
+(gamma 0.001). The losses beside it are one router's in
+:mod:`r1lite.moe.losses` and a whole model's here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r1lite.moe import losses
 from r1lite.moe.gating import LastScores, Router
 
 
@@ -48,37 +51,60 @@ def update_bias_(model: nn.Module, gamma: float) -> Tensor:
     return load
 
 
-def _sequence_loss(last: LastScores, mask: Tensor | None) -> Tensor:
-    scores, top_k = last
-    n_experts = scores.shape[-1]
-    picks = scores.detach().topk(top_k, dim=-1).indices
-    picked = torch.zeros_like(scores).scatter_(-1, picks, 1.0)
-    share = F.normalize(scores, p=1, dim=-1)
-    if mask is None:
-        load, prob = picked.mean(-2), share.mean(-2)
-    else:
-        weight = mask.to(scores.dtype)
-        weight = (weight / weight.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)
-        load, prob = (picked * weight).sum(-2), (share * weight).sum(-2)
-    return (load * prob).sum(-1).mean() * (n_experts / top_k)
-
-
 def sequence_balance_loss(model: nn.Module, mask: Tensor | None = None) -> Tensor:
-    """Mean over layers and sequences of sum_i f_i P_i, without alpha.
+    """V3's loss on each sequence (eq. 17 to 20), mean over layers, no alpha.
 
-    f_i is the fraction of a sequence's tokens whose unbiased top-K holds
-    expert i, scaled so that perfect balance gives 1; P_i is the mean share of
-    the score. Uses the last training forward, once.
+    Like the two below it reads the last training forward, which is kept until
+    the next one or until `update_bias_`; 0 if there is none.
 
     Args:
         mask: (batch, seq), True where a token is real; None counts all.
     """
+    return _over_layers(model, losses.sequence_loss, mask)
+
+
+def switch_balance_loss(model: nn.Module, mask: Tensor | None = None) -> Tensor:
+    """Switch's and GShard's loss on the batch, mean over layers; 1 is even.
+
+    Switch weighs it with 0.01 (arXiv 2101.03961, section 2.2). Accumulating
+    gradients, each micro-batch is balanced for itself.
+    """
+    return _over_layers(model, losses.switch_loss, mask)
+
+
+def router_z_loss(model: nn.Module, mask: Tensor | None = None) -> Tensor:
+    """ST-MoE's router z-loss, mean over layers; the paper weighs it with 0.001."""
+    return _over_layers(model, losses.z_loss, mask)
+
+
+def balance_loss(
+    model: nn.Module,
+    alpha: float = 0.0,
+    switch: float = 0.0,
+    z: float = 0.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The weighted sum of the three losses above; weight 0 leaves one out."""
+    total = torch.zeros(())
+    if alpha:
+        total = total + alpha * sequence_balance_loss(model, mask)
+    if switch:
+        total = total + switch * switch_balance_loss(model, mask)
+    if z:
+        total = total + z * router_z_loss(model, mask)
+    return total
+
+
+def _over_layers(
+    model: nn.Module,
+    loss: Callable[[LastScores, Tensor | None], Tensor],
+    mask: Tensor | None,
+) -> Tensor:
+    """Mean of `loss` over the routers that have seen a training batch."""
     kept = [r.last for r in routers(model) if r.last is not None]
-    for router in routers(model):
-        router.last = None
     if not kept:
         return torch.zeros(())
-    return torch.stack([_sequence_loss(last, mask) for last in kept]).mean()
+    return torch.stack([loss(last, mask) for last in kept]).mean()
 
 
 def max_violation(load: Tensor) -> Tensor:

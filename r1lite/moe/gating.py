@@ -28,10 +28,12 @@ class Routing(NamedTuple):
 
 
 class LastScores(NamedTuple):
-    """What the balance loss needs from the last training forward."""
+    """What the balance losses need from the last training forward."""
 
     scores: Tensor  # (batch, seq, E) float32, with its graph
     top_k: int
+    logits: Tensor  # (batch, seq, E) float32, with its graph
+    experts: Tensor  # (batch, seq, K) int64, the picks that were made
 
 
 def keep_best_groups(choice: Tensor, n_group: int, keep: int, best: int) -> Tensor:
@@ -95,7 +97,7 @@ class Router(nn.Module):
         counts = torch.bincount(experts.flatten(), minlength=scores.shape[-1])
         if self.training and torch.is_grad_enabled():
             self.counts += counts
-            self.last = LastScores(scores.view(*x.shape[:-1], -1), self.top_k)
+            self._remember(x.shape[:-1], logits, scores, experts)
         return Routing(weights, experts, scores, counts)
 
     @torch.no_grad()
@@ -108,6 +110,15 @@ class Router(nn.Module):
         if self.method != "greedy" and self.topk_group < self.n_group:
             scores = keep_best_groups(scores, self.n_group, self.topk_group, best)
         return scores.topk(self.top_k, dim=-1, sorted=False).indices
+
+    def _remember(
+        self, shape: torch.Size, logits: Tensor, scores: Tensor, experts: Tensor
+    ) -> None:
+        """Keep for the balance losses what belongs to each (batch, seq) token."""
+        logits, scores, experts = (
+            t.view(*shape, t.shape[-1]) for t in (logits, scores, experts)
+        )
+        self.last = LastScores(scores, self.top_k, logits, experts)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Router:
         """Move with the model, but never let `.to(bfloat16)` round the bias.

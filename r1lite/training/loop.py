@@ -40,14 +40,21 @@ def derive_seed(*parts: object) -> int:
 
 
 class BalanceConfig(Section):
-    """Load balance of a stage: V3's bias step and its sequence-wise loss.
+    """Load balance of a stage: V3's bias step and the weights of three losses.
 
     `gamma` moves the selection bias (arXiv 2408.15664); `alpha` weighs the
-    sequence-wise loss (V3 eq. 17).
+    sequence-wise loss (V3 eq. 17), `switch` the loss of Switch Transformers
+    (0.01 there), `z` the router z-loss of ST-MoE (0.001 there). V3 has neither.
     """
 
     gamma: float = 1e-3
     alpha: float = 1e-4
+    switch: float = 0.0
+    z: float = 0.0
+
+    def loss(self, model: torch.nn.Module) -> torch.Tensor:
+        """The weighted sum of the losses on the last training forward."""
+        return balance.balance_loss(model, self.alpha, self.switch, self.z)
 
 
 @dataclass

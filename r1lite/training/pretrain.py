@@ -1,4 +1,4 @@
-"""Pretraining: next-token prediction, MTP and the two balance terms.
+"""Pretraining: next-token prediction, MTP and the balance terms.
 
 Source: DeepSeek-V3, arXiv 2412.19437, sections 2.2 (MTP), 2.1.2 (balance), 4.2.
 """
@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from r1lite.data.packing import PackedRows
 from r1lite.model import R1Model
-from r1lite.moe.balance import sequence_balance_loss
 from r1lite.mtp import mtp_loss
 from r1lite.settings import Section
 from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
@@ -48,7 +47,7 @@ def pretrain(
         masked = batch.document_ids[:, :-1] if config.document_mask else None
         out = model(ids, document_ids=masked)
         loss = F.cross_entropy(out.logits.flatten(0, 1), targets.flatten())
-        total = loss + config.balance.alpha * sequence_balance_loss(model)
+        total = loss + config.balance.loss(model)
         values = {"loss": loss.item()}
         if model.mtp is not None and config.mtp_weight:
             ahead = mtp_loss(model, ids, out.hidden, document_ids=masked)

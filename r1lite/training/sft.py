@@ -16,7 +16,6 @@ from torch import Tensor
 from r1lite.data.chat import Example
 from r1lite.data.packing import pack_examples
 from r1lite.model import R1Model
-from r1lite.moe.balance import sequence_balance_loss
 from r1lite.settings import Section
 from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
 from r1lite.training.optim import OptimConfig
@@ -71,7 +70,7 @@ def sft(
         examples = take_tokens(example_at, i * config.tokens, config.tokens)
         packed = pack_examples(examples, config.seq_len, run.seed)
         loss = masked_loss(model, packed.ids, packed.mask, packed.document_ids)
-        (loss + config.balance.alpha * sequence_balance_loss(model)).backward()
+        (loss + config.balance.loss(model)).backward()
         tokens = sum(len(e.ids) for e in examples)
         return {"loss": loss.item(), "grad_norm": update(), "tokens": tokens}
 
