@@ -62,6 +62,22 @@ def test_only_distance_matters(interleave: bool) -> None:
     assert (score(3, 1) - score(4, 1)).abs() > 1e-3
 
 
+def test_the_layouts_differ_by_a_permutation() -> None:
+    cos, sin = Rope(tiny_config())(torch.tensor([[0, 3, 9]]), torch.float32)
+    x = torch.randn(1, 3, 8)
+    halves = torch.cat((torch.arange(0, 8, 2), torch.arange(1, 8, 2)))
+    got = rotate(x[..., halves], cos, sin, interleave=False)
+    assert torch.equal(got, rotate(x, cos, sin, interleave=True))
+
+
+def test_fractional_positions_are_linear_interpolation() -> None:
+    rope = Rope(tiny_config())
+    cos, sin = rope(torch.tensor([[6.0, 3.0]]) / 4, torch.float32)
+    angle = torch.tensor([[1.5], [0.75]]) * rope.speed
+    torch.testing.assert_close(cos[0], angle.cos())
+    torch.testing.assert_close(sin[0], angle.sin())
+
+
 def test_yarn_keeps_fast_pairs_and_stretches_slow_ones() -> None:
     config = R1Config.preset("v3")
     fast, factor = frequencies(config)
@@ -211,6 +227,23 @@ def test_the_future_is_hidden() -> None:
     assert seen.tolist() == [True] * 5 + [False] * 4
 
 
+def test_absorbed_equals_expanded_gradients_included() -> None:
+    mla = tiny_model().layers[0].self_attn
+    past = torch.randn(3, 7, mla.rank + mla.rope, requires_grad=True)
+    query = torch.randn(3, 1, mla.heads, mla.nope + mla.rope, requires_grad=True)
+    parts = query.split((mla.nope, mla.rope), dim=-1)
+    mask = torch.zeros(3, 1, 1, 7)
+    mask[0, ..., :4] = -torch.inf
+    latent, k_rope = past.split((mla.rank, mla.rope), dim=-1)
+    want = mla._expanded(*parts, latent, k_rope, mask)
+    got = mla._absorbed(*parts, past, mask)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+    inputs, weights = (past, query, mla.kv_b_proj.weight), torch.randn_like(want)
+    grads = [torch.autograd.grad((out * weights).sum(), inputs) for out in (got, want)]
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_selected_rows_go_on_as_if_alone() -> None:
     model = tiny_model()
@@ -237,6 +270,11 @@ def test_what_the_cache_holds() -> None:
     both = cache.append(1, latent[:, :2], key[:, :2])
     want = torch.cat((latent, key), -1).to(torch.bfloat16)
     assert torch.equal(both, torch.cat((want, want[:, :2]), 1))
+
+
+def test_a_token_of_v3_takes_70272_bytes() -> None:
+    cache = LatentCache(R1Config.preset("v3"), 1, 1, dtype=torch.bfloat16)
+    assert cache.bytes_per_token() == 70_272
 
 
 def test_a_full_cache_says_so() -> None:
