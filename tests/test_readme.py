@@ -43,7 +43,7 @@ def test_every_make_target_named_exists() -> None:
 
 def test_every_command_and_option_named_exists() -> None:
     calls = re.findall(
-        r"(?:\.venv/bin/)?r1lite (run|chat|eval|check)\b([^\n`]*)", README
+        r"(?:\.venv/bin/)?r1lite (run|chat|eval|check|plan)\b([^\n`]*)", README
     )
     assert len(calls) >= 5
     for command, rest in calls:
