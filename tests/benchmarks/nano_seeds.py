@@ -71,7 +71,8 @@ def headline(reports: list[Report]) -> list[str]:
                 fmean(c.budget_tokens or 0 for c in rows),
                 fmean(c.budget_seconds or 0 for c in rows),
             )
-        name = f"({control.id}) {control.description}, {' / '.join(decodes)}"
+        text = control.description.replace("<think>", "`<think>`")  # not HTML
+        name = f"({control.id}) {text}, {' / '.join(decodes)}"
         lines.append(row(name, found, budget))
     return lines
 
