@@ -1,5 +1,6 @@
-"""Training on several processes: experts spread out, everything else repeated.
+"""Training on several processes: experts spread out, the rest repeated or cut.
 
-torch.distributed is the engine (gloo on CPUs, NCCL on GPUs); what is written here
-is expert parallelism: who holds which expert, and how tokens travel there.
+torch.distributed is the engine (gloo on CPUs, NCCL on GPUs; FSDP2, DTensor and its
+checkpoints); what is written here is expert parallelism: who holds which expert,
+how tokens travel there, and what a step, a checkpoint and a hang mean then.
 """

@@ -1,8 +1,9 @@
 """Who holds what: experts are cut up over a group, the rest is repeated.
 
-Every rank reads its own part of the batch. So a gradient is a sum over ranks: the
-experts have it already, because all ranks' tokens came to them; everything else
-has to be added up. The loss of a rank is its share of the global mean, so that
+Every rank reads its own part of the batch. So a gradient is a sum over ranks: an
+expert has that of its group already, because the group's tokens came to it, and
+lacks only that of its copies in other groups; everything else has to be added up
+over all ranks. The loss of a rank is its share of the global mean, so that
 nothing is divided afterwards.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from r1lite.errors import R1Error
 from r1lite.moe.balance import routers
@@ -58,21 +60,52 @@ def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def gather_experts(model: nn.Module, group: dist.ProcessGroup) -> dict[str, Tensor]:
-    """The state dict of the whole model, on every rank, for saving."""
-    ranks = dist.get_world_size(group)
+    """The state dict of the whole model, on every rank, for saving.
+
+    Args:
+        group: the ranks that hold all experts together.
+    """
     state = dict(model.state_dict())
     own = {id(p) for p in expert_parameters(model)}
-    for name, p in model.named_parameters():
+    for name, p in model.named_parameters(remove_duplicate=False):
         if id(p) in own:
-            parts = [torch.empty_like(p) for _ in range(ranks)]
-            dist.all_gather(parts, p.detach().contiguous(), group=group)
-            state[name] = torch.cat(parts)
+            state[name] = gather_parts(p.detach(), group)
+        elif isinstance(p, DTensor):  # cut by FSDP
+            state[name] = p.full_tensor().detach()
     return state
 
 
-def add_gradients_(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Sum the shared parameters' gradients over the ranks, in one message."""
-    params = [p for p in shared_parameters(model) if p.requires_grad]
+def gather_parts(part: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Every rank's (n, ...) one after the other, (ranks * n, ...), on every rank."""
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, part.contiguous(), group=group)
+    return torch.cat(parts)
+
+
+def add_gradients_(
+    model: nn.Module,
+    group: dist.ProcessGroup,
+    replicas: dist.ProcessGroup | None = None,
+) -> None:
+    """Sum the gradients over the ranks that each speak for their own tokens only.
+
+    Args:
+        group: every rank. The shared parameters are summed over it.
+        replicas: the ranks that hold the same experts as this one, where experts
+            are repeated. An expert's gradient has the tokens of its own
+            expert-parallel group already; it is summed over `replicas` only.
+    """
+    _sum_(shared_parameters(model), group)
+    if replicas is not None and dist.get_world_size(replicas) > 1:
+        _sum_(expert_parameters(model), replicas)
+
+
+def _sum_(params: list[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """All-reduce the gradients in one message; a missing one counts as zero.
+
+    FSDP has summed those of its own parameters already, in the backward pass.
+    """
+    params = [p for p in params if p.requires_grad and not isinstance(p, DTensor)]
     if not params:
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
@@ -87,6 +120,9 @@ def add_counts_(model: nn.Module, group: dist.ProcessGroup) -> None:
 
     The balance bias moves by it, and must move alike everywhere: call it before
     `update_bias_`, once a step.
+
+    Args:
+        group: every rank.
     """
     found = routers(model)
     if found:
@@ -101,15 +137,28 @@ def gradient_norm(model: nn.Module, group: dist.ProcessGroup) -> Tensor:
 
     A norm over what one rank holds would count its experts only, and ranks that
     clip by different norms drift apart.
+
+    Args:
+        group: the ranks that hold all experts together. Copies of an expert in
+            other groups are not counted again.
     """
-    experts = _squares(expert_parameters(model))
+    device = next(model.parameters()).device
+    experts = _squares(expert_parameters(model), device)
     dist.all_reduce(experts, group=group)
-    return (experts + _squares(shared_parameters(model))).sqrt()
+    return (experts + _squares(shared_parameters(model), device)).sqrt()
 
 
-def _squares(params: list[nn.Parameter]) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
+def _squares(params: list[nn.Parameter], device: torch.device) -> Tensor:
+    """Sum of the squared gradients: () float64, alike on the ranks that share them."""
+    whole = torch.zeros((), dtype=torch.float64, device=device)
+    cut, over = torch.zeros_like(whole), None
     for p in params:
-        if p.grad is not None:
-            total = total.to(p.device) + p.grad.double().square().sum()
-    return total
+        if isinstance(p, DTensor):
+            over = p.device_mesh.get_group()
+        if isinstance(p.grad, DTensor):
+            cut += p.grad.to_local().double().square().sum()
+        elif p.grad is not None:
+            whole += p.grad.double().square().sum()
+    if over is not None:
+        dist.all_reduce(cut, group=over)
+    return whole + cut
