@@ -1,0 +1,1 @@
+"""Activation memory: measured, given back by computing again, and split up."""

@@ -1,0 +1,1 @@
+"""Fewer bits a number: autocast, master weights, V3's FP8 recipe simulated."""
