@@ -34,8 +34,8 @@ def update_bias_(model: nn.Module, gamma: float) -> Tensor:
     """Move each expert's bias by gamma towards the mean load, reset the counts.
 
     b_i += gamma * sign(mean load - load_i), once per optimizer step. Counts
-    come from training-mode forwards with gradients on; activation
-    checkpointing counts twice, which the sign does not see.
+    come from training-mode forwards with gradients on. A plain activation
+    checkpoint repeats the forward and counts twice, which the sign does not see.
 
     Returns:
         (routers, experts) int64: the load the update was based on.
