@@ -150,6 +150,7 @@ def _too_long(nb: dict[str, Any]) -> None:
         (_print("lib/site-packages/torch"), "site-packages"),
         (_print(r"C:\Users\ann"), "Users"),
         (_print("<Line2D object at 0x7f3a5c1d2e80>"), "0x7f3a5c1d2e80"),
+        (_print("\x1b[1;33mTODO\x1b[0m"), "terminal colours"),
         (_too_loose, "3 of 8 code cells are not compared"),
         (_too_wide, "86 columns"),
         (_too_long, "16 lines"),

@@ -51,6 +51,8 @@ def output_faults(notebook: Notebook) -> list[str]:
         hit = MACHINE.search(_text(output))
         if hit:
             faults.append(f"code cell {i} prints a machine's own {hit.group()!r}")
+        if "\x1b" in _text(output):
+            faults.append(f"code cell {i} prints terminal colours")
     cells = code_cells(notebook)
     loose = [c for c in cells if UNCHECKED & set(c["metadata"].get("tags", []))]
     if len(loose) * 4 > len(cells):
