@@ -25,7 +25,7 @@ _LOST = re.compile(r"connection (closed|reset|refused)|broken pipe", re.I)
 
 
 class Watch:
-    """Names the operation and the missing ranks when a group stands still.
+    """Names the operation and the missing ranks when a group stands still::
 
         watch = Watch()
         with watch(f"step {step}: gradients"):
