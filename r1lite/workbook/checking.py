@@ -21,22 +21,22 @@ import torch
 
 from r1lite.book.expect import Mistake
 from r1lite.errors import R1Error
-from r1lite.workbook.exercise import (
-    Exercise,
-    Group,
-    regions,
-)
+from r1lite.workbook.exercise import Exercise, Group, number_of, regions
 
 SECONDS = 60  # a check that takes longer has met an endless loop
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found: state is TODO, FAIL or PASS."""
+    """What a check found: state is TODO, FAIL or PASS.
+
+    `answers` is the reader's module that passed.
+    """
 
     exercise: Exercise
     state: str
     message: str = ""
+    answers: ModuleType | None = None
 
 
 def select_exercises(
@@ -73,9 +73,10 @@ def examine(
         raise R1Error(
             f"{path}: cannot be read ({error}); restore it from git"
         ) from None
-    own = {r.split("|")[0].removeprefix("# %% ").strip(): r for r in regions(text)[1:]}
+    preamble, *rest = regions(text)
+    own = {number_of(r): r for r in rest}
     untouched = {e.number for e in group.exercises if own.get(e.number) == e.stub}
-    if len(untouched) == len(group.exercises) and regions(text)[0] == group.preamble:
+    if len(untouched) == len(group.exercises) and preamble == group.preamble:
         return [Outcome(e, "TODO") for e in chosen]
     mine, broken = load_answers(path)
     checks = _load(folder / "checks" / f"{group.name}.py")
@@ -131,7 +132,7 @@ def _judge(e: Exercise, mine: ModuleType, checks: ModuleType, path: Path) -> Out
         return Outcome(e, "FAIL", f"still running after {SECONDS} s: an endless loop?")
     except (Exception, SystemExit) as error:
         return Outcome(e, "FAIL", _raised(error, path))
-    return Outcome(e, "PASS")
+    return Outcome(e, "PASS", answers=mine)
 
 
 def _raised(error: BaseException, path: Path) -> str:

@@ -108,6 +108,11 @@ def regions(text: str) -> list[str]:
     return [text[a:b].strip() for a, b in pairwise(cuts)]
 
 
+def number_of(region: str) -> str:
+    """The number in a region's `# %%` line: "1.2"."""
+    return region.partition("|")[0].removeprefix("# %% ").strip()
+
+
 def _parse(text: str, path: Path) -> Exercise:
     text += "\n"
     head, _, body = text.partition("\n")

@@ -8,7 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from r1lite.workbook.exercise import Group, exercise_folder, exercise_groups, regions
+from r1lite.workbook.exercise import (
+    Exercise,
+    Group,
+    exercise_folder,
+    exercise_groups,
+    number_of,
+    regions,
+)
 
 
 def texts(group: Group) -> dict[str, str]:
@@ -36,15 +43,11 @@ def generate(folder: Path, force: bool = False) -> list[str]:
     return said
 
 
-def reset(folder: Path, group: Group, number: str, which: str) -> None:
-    """Put one exercise's region of the reader's file to its stub or solution."""
+def reset(folder: Path, group: Group, exercise: Exercise) -> None:
+    """Put one exercise's region of the reader's file back to its stub."""
     path = folder / f"{group.name}.py"
-    fresh = {e.number: str(getattr(e, which)) for e in group.exercises}
     preamble, *own = regions(path.read_text(encoding="utf-8"))
-    parts = [
-        fresh[number] if r.split("|")[0].removeprefix("# %% ").strip() == number else r
-        for r in own
-    ]
+    parts = [exercise.stub if number_of(r) == exercise.number else r for r in own]
     path.write_text("\n\n\n".join([preamble, *parts]) + "\n", encoding="utf-8")
 
 

@@ -87,7 +87,7 @@ def start_again(console: Console, number: str | None) -> None:
     """Put one exercise back to its stub."""
     folder = exercise_folder()
     group, exercise = _one(folder, number, "--reset")
-    generate.reset(folder, group, exercise.number, "stub")
+    generate.reset(folder, group, exercise)
     console.print(f"{exercise.number} in {group.name}.py is the stub again")
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from r1lite.errors import R1Error
-from r1lite.workbook.checking import Outcome, examine, load_answers
+from r1lite.workbook.checking import Outcome, examine
 from r1lite.workbook.exercise import (
     Exercise,
     exercise_folder,
@@ -49,18 +49,17 @@ def own_parts(folder: Path) -> tuple[list[OwnPart], list[Outcome]]:
         swappable = [e for e in group.exercises if e.swaps]
         outcomes = examine(folder, group, swappable)
         refused += [o for o in outcomes if o.state == "FAIL"]
-        passed = [o.exercise for o in outcomes if o.state == "PASS"]
+        passed = [o for o in outcomes if o.state == "PASS"]
         if passed:
-            path = folder / f"{group.name}.py"
-            module, _ = load_answers(path)
-            text = path.read_text(encoding="utf-8")
-            parts += [_part(e, module, text) for e in passed]
+            text = (folder / f"{group.name}.py").read_text(encoding="utf-8")
+            # The whole file: a part may call what stands above it.
+            whole = "\n".join(regions(text)).encode()
+            digest = hashlib.sha256(whole).hexdigest()[:12]
+            parts += [_part(o.exercise, o.answers, digest) for o in passed]
     return parts, refused
 
 
-def _part(exercise: Exercise, module: Any, text: str) -> OwnPart:
-    # The whole file: a part may call what stands above it.
-    digest = hashlib.sha256("\n".join(regions(text)).encode()).hexdigest()[:12]
+def _part(exercise: Exercise, module: Any, digest: str) -> OwnPart:
     name = re.findall(r"^def (\w+)", exercise.solution, re.M)[-1]
     function = getattr(module, name, None)
     if function is None:

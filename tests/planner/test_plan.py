@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from r1lite.cli import cli
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
+from r1lite.memory.meter import SavedTensors
 from r1lite.model import R1Model
 from r1lite.planner.hardware import KNOWN, hardware
 from r1lite.planner.layout import Layout
@@ -37,21 +38,13 @@ def measured_activations(config: R1Config, seq: int) -> float:
     """Numbers per token that autograd really keeps for block 1."""
     torch.manual_seed(0)
     model = R1Model(config).train()
-    block, own = model.layers[1], {p.data_ptr() for p in model.parameters()}
+    block = model.layers[1]
     x = torch.randn(1, seq, config.hidden_size, requires_grad=True)
     turn = model.rope(torch.arange(seq)[None], x.dtype)
-    kept: dict[int, int] = {}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if t.data_ptr() not in own and storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with SavedTensors(model) as meter:
         out = block(x, turn)
     assert out.requires_grad
-    return sum(kept.values()) / 4 / seq
+    return meter.bytes / 4 / seq
 
 
 def test_activations_are_near_what_autograd_keeps() -> None:
