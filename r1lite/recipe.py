@@ -18,6 +18,7 @@ from r1lite.evaluation import EvalConfig
 from r1lite.settings import Section, parse
 from r1lite.tasks import stream
 from r1lite.tasks.demonstrations import DemoConfig
+from r1lite.training.compute import ComputeConfig, ParallelConfig
 from r1lite.training.grpo import GRPOConfig
 from r1lite.training.pretrain import PretrainConfig
 from r1lite.training.rejection import ExpertConfig
@@ -94,6 +95,8 @@ class Recipe(Section):
     controls: ControlsConfig = ControlsConfig()
     evaluation: EvalConfig = EvalConfig()
     goals: GoalsConfig = GoalsConfig()
+    compute: ComputeConfig = ComputeConfig()
+    parallel: ParallelConfig = ParallelConfig()
     mine: dict[str, str] | None = None
     tried: tuple[dict[str, str | bool], ...] = ()
 
@@ -106,8 +109,12 @@ class Recipe(Section):
         return config.with_(**changes)
 
     def fingerprint(self) -> str:
-        """Changes with anything that changes what the run computes."""
-        values = self.model_dump(mode="json", exclude_none=True)
+        """Changes with anything that changes what the run computes.
+
+        On how many ranks, on what device and in which pieces does not.
+        """
+        how: Any = {"parallel": True, "compute": {"device", "keep", "micro_rows"}}
+        values = self.model_dump(mode="json", exclude_none=True, exclude=how)
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -134,6 +141,15 @@ def load(name_or_path: str, changes: dict[str, Any] | None = None) -> Recipe:
     recipe = parse(Recipe, values, "recipe")
     _check_early(recipe)
     return recipe
+
+
+def read(path: Path) -> Recipe:
+    """The recipe that a run directory keeps.
+
+    Raises:
+        R1Error: it is not a recipe of this version.
+    """
+    return parse(Recipe, _read(str(path)), str(path))
 
 
 def _check_early(recipe: Recipe) -> None:

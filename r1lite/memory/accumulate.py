@@ -49,8 +49,11 @@ def accumulate(
                     f"totals.{name}: {totals[name]}, but the micro-batches hold "
                     "more; count the units of the whole step"
                 )
-            if units:  # the mean over nothing is NaN
-                parts.append(mean * (units / totals[name]))
+            weight = units / totals[name] if units else 0.0
+            # The mean over nothing may be NaN. If it is a number, it takes part
+            # with weight 0: other ranks may wait in its backward pass.
+            if units or bool(mean.isfinite()):
+                parts.append(mean * weight)
                 means[name] += float(parts[-1].detach())
         loss = sum(parts)
         if isinstance(loss, Tensor) and loss.requires_grad:

@@ -29,23 +29,29 @@ def run_recipe(
         R1Error: `out` holds something else, or the recipe cannot be run.
     """
     context = open_run(recipe, out, console, progress)
-    if not (out / FILE_NAME).exists():
+    team = context.run.team
+    if not team.agree((out / FILE_NAME).exists):
         _work(context)
-    report = Report.load(out)
-    build_html(out)
-    console.print(terminal_summary(report, out))
-    return report
+
+    def show() -> Report:
+        report = Report.load(out)
+        build_html(out)
+        console.print(terminal_summary(report, out))
+        return report
+
+    return team.agree(show)
 
 
 def _work(context: Context) -> None:
     clock = _Clock(context)
-    stages.make_tokenizer(context)
+    team = context.run.team
+    team.agree(lambda: stages.make_tokenizer(context))
     results = {
         "base": stages.make_base(context),
         "sft": stages.make_sft(context),
         "grpo": stages.make_grpo(context),
     }
-    _save_final(context)
+    team.agree(lambda: _save_final(context))
     with_controls = context.recipe.controls.enabled
     if with_controls:
         results["clean"] = controls.make_clean(context)
@@ -55,12 +61,12 @@ def _work(context: Context) -> None:
     measure = Measure(context)
     rows = _controls(measure, results) if with_controls else []
     table, passed = _measure(measure, rows)
-    context.run.log.close()
-    clock.stop()
+    team.agree(clock.stop)
     report = summary.build(
         context, measure, results, table, passed, rows, clock.seconds
     )
-    report.save(context.dir)
+    team.agree(lambda: report.save(context.dir))
+    team.agree(context.run.log.close)
 
 
 class _Clock:

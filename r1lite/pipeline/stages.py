@@ -75,9 +75,11 @@ def make_base(context: Context) -> StageResult:
         torch.manual_seed(derive_seed(recipe.seed, "init"))
         model = R1Model(recipe.model_config_for(tokenizer.vocab_size))
         context.cached("mixture", lambda: data.summary)
+        model.to(context.run.team.device)
         context.cached("bytes_untrained", lambda: held_out(context, model, data))
         result = pretrain(context.run, model, config, rows)
-        context.cached("bytes_base", lambda: held_out(context, model, data))
+        whole = context.run.team.whole(model)
+        context.cached("bytes_base", lambda: held_out(context, whole, data))
         return model, result
 
     return context.stage("base", train)

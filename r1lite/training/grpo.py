@@ -24,10 +24,11 @@ from r1lite.tasks import Problem
 from r1lite.tasks.reward import RewardConfig
 from r1lite.training.loop import Run, StageResult, Update, derive_seed, run_stage
 from r1lite.training.optim import OptimConfig
-from r1lite.training.rollout import Rollout, collate, rollouts
+from r1lite.training.rollout import Rollout, collate, team_rollouts
 from r1lite.training.sft import token_logprobs
 
 ProblemAt = Callable[[int], Problem]
+STATISTICS = ("clip_frac", "kl", "policy_gap", "entropy")  # means over tokens
 
 
 class GRPOConfig(Section):
@@ -121,7 +122,8 @@ def grpo(
         )
     reference = None
     if config.kl_coef:
-        reference = copy.deepcopy(model).eval().requires_grad_(False)
+        reference = copy.deepcopy(model).to(run.team.device).eval()
+        reference.requires_grad_(False)
     trainer = _Trainer(run, model, tokenizer, config, problem_at, reference)
     return run_stage(run, "grpo", model, config.optim, config.steps, trainer.step)
 
@@ -158,7 +160,6 @@ class _Trainer:
     def _sample(self, step: int) -> list[Rollout]:
         """Rounds of questions until enough groups have a spread of rewards."""
         c = self.config
-        self.model.eval()
         items: list[Rollout] = []
         for round_ in range(c.dynamic_rounds):
             first = (step * c.dynamic_rounds + round_) * c.questions
@@ -170,14 +171,19 @@ class _Trainer:
                 stop_ids=(self.tokenizer.eos_id,),
                 seed=seed,
             )
-            items += rollouts(
-                self.model, self.tokenizer, problems, how, c.group_size, c.reward
+            items += team_rollouts(
+                self.run,
+                self.model,
+                self.tokenizer,
+                problems,
+                how,
+                c.group_size,
+                c.reward,
             )
             rewards = torch.tensor([r.score.total for r in items])
             spread = rewards.view(-1, c.group_size).std(-1, correction=0) > 0
             if int(spread.sum()) >= c.questions:
                 break
-        self.model.train()
         return items
 
     def _train(
@@ -189,26 +195,49 @@ class _Trainer:
         if not keep:  # every group was all right or all wrong
             stats["grad_norm"] = update()
             return stats
+        if len(keep) < self.run.team.ranks:  # every rank has to compute something
+            keep = list(range(len(items)))
         size = -(-len(keep) // c.minibatches)
         for at in range(0, len(keep), size):
             chosen = keep[at : at + size]
-            loss, more = self._loss([items[k] for k in chosen], advantages[chosen])
-            loss.backward()
-            stats |= more | {"loss": loss.item(), "grad_norm": update()}
+            more = self._gradients([items[k] for k in chosen], advantages[chosen])
+            stats |= more | {"grad_norm": update()}
         return stats
+
+    def _gradients(self, items: list[Rollout], advantages: Tensor) -> dict[str, float]:
+        """Of the loss on these answers, in micro-batches; returns statistics."""
+        answers = [len(r.response) for r in items]
+        by_token = self.config.aggregate == "token"
+        totals = {"loss": sum(answers) if by_token else len(items)}
+        totals |= dict.fromkeys(STATISTICS, sum(answers))
+
+        def terms(rows: slice) -> dict[str, tuple[Tensor, int]]:
+            loss, stats = self._loss(items[rows], advantages[rows])
+            tokens = sum(answers[rows])
+            found = {k: (torch.tensor(v), tokens) for k, v in stats.items()}
+            return found | {"loss": (loss, tokens if by_token else len(items[rows]))}
+
+        return self.run.accumulate(self.run.micro_batches(len(items)), terms, totals)
 
     def _loss(
         self, items: list[Rollout], advantages: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        c = self.config
+        c, device = self.config, self.run.team.device
         batch = collate(items, self.tokenizer.pad_id)
-        where = (batch.ids, batch.prompt_lengths, batch.lengths, c.temperature)
-        logprobs, mask = token_logprobs(self.model, *where)
-        ref = None
-        if self.reference is not None:
-            with torch.no_grad():
-                ref, _ = token_logprobs(self.reference, *where)
-        return policy_loss(logprobs, batch.old_logprobs, advantages, mask, c, ref)
+        where = (
+            batch.ids.to(device),
+            batch.prompt_lengths.to(device),
+            batch.lengths.to(device),
+            c.temperature,
+        )
+        with self.run.autocast():
+            logprobs, mask = token_logprobs(self.model, *where)
+            ref = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    ref, _ = token_logprobs(self.reference, *where)
+        old, weights = batch.old_logprobs.to(device), advantages.to(device)
+        return policy_loss(logprobs, old, weights, mask, c, ref)
 
 
 def _describe(items: list[Rollout]) -> dict[str, float]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from r1lite.memory.accumulate import Batch, Terms, accumulate
 from r1lite.model import R1Model
 from r1lite.moe import balance
+from r1lite.parallel.team import Team
+from r1lite.parallel.watch import slow_ranks
 from r1lite.settings import Section
-from r1lite.training import checkpoint, optim
+from r1lite.training import optim
+from r1lite.training.compute import ComputeConfig
 from r1lite.training.metrics import MetricsLog
+from r1lite.training.state import SavedState
 
 Update = Callable[[], float]
 StepFunction = Callable[[int, Update], dict[str, float]]
@@ -68,10 +74,33 @@ class Run:
     checkpoint_seconds: float = 30.0
     load_every: int = 10
     progress: bool = True
+    team: Team = field(default_factory=Team)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def checkpoint_path(self, stage: str) -> Path:
         """Where the state of a stage in progress lies."""
-        return self.dir / "checkpoints" / f"{stage}.pt"
+        return self.dir / "checkpoints" / stage
+
+    def micro_batches(self, rows: int) -> list[slice]:
+        """Which of a step's `rows` this rank computes, and in which pieces."""
+        return self.team.slices(rows, self.compute.micro_rows)
+
+    def accumulate(
+        self,
+        micro_batches: Iterable[Batch],
+        terms: Callable[[Batch], Terms],
+        totals: Mapping[str, int],
+    ) -> dict[str, float]:
+        """Gradients of this rank's part of a step; the means of the whole step.
+
+        As :func:`r1lite.memory.accumulate.accumulate`; `totals` are the whole
+        step's, of all ranks.
+        """
+        return self.team.sum(accumulate(micro_batches, terms, totals))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of every forward pass."""
+        return self.compute.autocast(self.team.device)
 
 
 @dataclass
@@ -100,17 +129,22 @@ def run_stage(
     (clip, optimizer step, bias step; returns the gradient norm) at least once.
     It returns numbers to log; "tokens" counts this step's tokens.
     """
+    team = run.team
+    run.compute.prepare_(model)
+    team.spread_(model)
     optimizers = optim.build(model, optim_config)
-    path = run.checkpoint_path(name)
-    start, _ = checkpoint.load(path, run.fingerprint, model, optimizers)
-    rows = run.log.rewind(name, start)
+    saved_state = SavedState(run.checkpoint_path(name), run.fingerprint, team)
+    start = saved_state.load(model, optimizers)
+    rows = team.agree(lambda: run.log.rewind(name, start))
     spent = rows[-1]["time"] if rows else 0.0
     tokens = rows[-1]["tokens"] if rows else 0
     last: dict[str, Any] = rows[-1] if rows else {}
     load: list[torch.Tensor] = []
 
     def update() -> float:
-        norm = optim.step(model, optimizers, optim_config.clip)
+        with team.watched(f"{name}: gradients"):
+            norm = team.finish_backward_(model, optim_config.clip)
+        optim.step(optimizers, norm)
         load.append(balance.update_bias_(model, gamma))
         return norm
 
@@ -134,13 +168,29 @@ def run_stage(
                 **values,
                 **_load_metrics(torch.stack(load).sum(0), step % run.load_every == 0),
             }
-            run.log.append(name, step, **last)
+            if step % run.load_every == 0:
+                last |= _slow(team)
+            if team.first:
+                run.log.append(name, step, **last)
             tick(last)
-            if now - saved >= run.checkpoint_seconds and step + 1 < steps:
-                checkpoint.save(path, run.fingerprint, step + 1, model, optimizers)
+            due = now - saved >= run.checkpoint_seconds and step + 1 < steps
+            if team.agree(lambda due=due: due):  # type: ignore[misc]
+                saved_state.save(step + 1, model, optimizers)
                 saved = time.perf_counter()
+    saved_state.wait()
     model.eval()
     return StageResult(name, steps, last.get("time", 0.0), tokens, last)
+
+
+def _slow(team: Team) -> dict[str, Any]:
+    """Ranks that keep the others waiting: {"slow_ranks": {"3": 2.1}} or nothing."""
+    own = team.lap()
+    if team.mesh is None:
+        return {}
+    found = slow_ranks(own, team.mesh.world)
+    return (
+        {"slow_ranks": {str(r): round(x, 2) for r, x in found.items()}} if found else {}
+    )
 
 
 def _load_metrics(load: torch.Tensor, keep_all: bool) -> dict[str, Any]:
@@ -173,7 +223,7 @@ class _progress:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[info]}"),
-            disable=not run.progress,
+            disable=not (run.progress and run.team.first),
         )
         self._task = self._bar.add_task(name, total=steps, completed=start, info="")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Optimizer
 
 from r1lite.settings import Section
@@ -104,13 +105,25 @@ class Muon(Optimizer):
             m = state["momentum"]
             assert p.grad is not None
             m.lerp_(p.grad, 1 - group["momentum"])
-            directions.append(p.grad.lerp(m, group["momentum"]))  # Nesterov
+            directions.append(_whole(p.grad.lerp(m, group["momentum"])))  # Nesterov
         updates = orthogonalise(torch.stack(directions))
         rows, cols = params[0].shape[-2:]
         lr = group["lr"] * max(1.0, rows / cols) ** 0.5
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update, alpha=-lr)
+            p.add_(_like(update, p), alpha=-lr)
+
+
+def _whole(x: Tensor) -> Tensor:
+    """A matrix that FSDP cut by rows has singular values only as a whole."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def _like(x: Tensor, p: Tensor) -> Tensor:
+    """`x`, alike on every rank, cut as `p` is."""
+    if not isinstance(p, DTensor):
+        return x
+    return distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
@@ -150,15 +163,13 @@ def set_lr(optimizers: list[Optimizer], scale: float) -> None:
             group["lr"] = scale * group.setdefault("base_lr", group["lr"])
 
 
-def step(model: nn.Module, optimizers: list[Optimizer], clip: float) -> float:
-    """Clip the gradient to norm `clip`, update, clear. Returns the norm.
+def step(optimizers: list[Optimizer], norm: float) -> None:
+    """Update and clear the gradients, whose norm before clipping was `norm`.
 
     A step whose gradient is not finite is skipped: one bad batch must not
     turn every weight into NaN. The caller logs the norm, so it is seen.
     """
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
     for optimizer in optimizers:
         if math.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return norm

@@ -5,12 +5,15 @@ Source: DeepSeek-V3, arXiv 2412.19437, sections 2.2 (MTP), 2.1.2 (balance), 4.2.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from r1lite.data.packing import PackedRows
+from r1lite.data.packing import PackedRows, Rows
 from r1lite.model import R1Model
-from r1lite.mtp import mtp_loss
+from r1lite.mtp import mtp_loss, mtp_targets
 from r1lite.settings import Section
 from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
 from r1lite.training.optim import OptimConfig
@@ -43,22 +46,57 @@ def pretrain(
 
     def step(i: int, update: Update) -> dict[str, float]:
         batch = rows.batch(i, config.batch_size)
-        ids, targets = batch.ids[:, :-1], batch.ids[:, 1:]
-        masked = batch.document_ids[:, :-1] if config.document_mask else None
-        out = model(ids, document_ids=masked)
-        loss = F.cross_entropy(out.logits.flatten(0, 1), targets.flatten())
-        total = loss + config.balance.loss(model)
-        values = {"loss": loss.item()}
-        if model.mtp is not None and config.mtp_weight:
-            ahead = mtp_loss(model, ids, out.hidden, document_ids=masked)
-            total = total + config.mtp_weight * ahead
-            values["mtp_loss"] = ahead.item()
-        total.backward()
-        return {**values, "grad_norm": update(), "tokens": ids.numel()}
+        pieces = [_piece(batch, s, run) for s in run.micro_batches(config.batch_size)]
+        totals = _units(batch, config, model)
+        means = run.accumulate(pieces, lambda p: _terms(run, model, config, p), totals)
+        values = {"loss": means["loss"]}
+        if "mtp_loss" in means:
+            values["mtp_loss"] = means["mtp_loss"] / config.mtp_weight
+        return {**values, "grad_norm": update(), "tokens": totals["loss"]}
 
     return run_stage(
         run, "pretrain", model, config.optim, config.steps, step, config.balance.gamma
     )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A micro-batch on its device: (rows, seq_len + 1) each."""
+
+    ids: Tensor
+    document_ids: Tensor
+
+
+def _piece(batch: Rows, rows: slice, run: Run) -> _Piece:
+    device = run.team.device
+    return _Piece(batch.ids[rows].to(device), batch.document_ids[rows].to(device))
+
+
+def _units(batch: Rows, config: PretrainConfig, model: R1Model) -> dict[str, int]:
+    """What each term of the loss is a mean over, counted for the whole batch."""
+    units = {"loss": batch.ids[:, 1:].numel(), "balance": len(batch.ids)}
+    if model.config.num_nextn_predict_layers and config.mtp_weight:
+        masked = batch.document_ids[:, :-1] if config.document_mask else None
+        units["mtp_loss"] = int(mtp_targets(batch.ids[:, :-1], masked)[1].sum())
+    return units
+
+
+def _terms(
+    run: Run, model: R1Model, config: PretrainConfig, piece: _Piece
+) -> dict[str, tuple[Tensor, int]]:
+    """The weighted terms of the loss on a micro-batch, with their units."""
+    ids, targets = piece.ids[:, :-1], piece.ids[:, 1:]
+    masked = piece.document_ids[:, :-1] if config.document_mask else None
+    with run.autocast():
+        out = model(ids, document_ids=masked)
+        loss = F.cross_entropy(out.logits.float().flatten(0, 1), targets.flatten())
+        terms = {"loss": (loss, targets.numel())}
+        terms["balance"] = (config.balance.loss(model).to(ids.device), len(ids))
+        if model.mtp is not None and config.mtp_weight:
+            ahead = mtp_loss(model, ids, out.hidden, document_ids=masked)
+            units = int(mtp_targets(ids, masked)[1].sum())
+            terms["mtp_loss"] = (config.mtp_weight * ahead, units)
+    return terms
 
 
 @torch.inference_mode()
@@ -85,6 +123,8 @@ def bits_per_byte(
         for i, row in enumerate(chunk):
             ids[i, : len(row)] = torch.tensor(row)
             real[i, : len(row)] = True
+        device = model.embed_tokens.weight.device
+        ids, real = ids.to(device), real.to(device)
         logits = model(ids[:, :-1]).logits
         loss = F.cross_entropy(
             logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"

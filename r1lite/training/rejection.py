@@ -7,10 +7,7 @@ one of the controls beside every RL result of the book.
 
 from __future__ import annotations
 
-import torch
-
 from r1lite.data.chat import Example
-from r1lite.data.packing import pack_examples
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.generation import Sampling
 from r1lite.model import R1Model
@@ -18,8 +15,8 @@ from r1lite.settings import Section
 from r1lite.training.grpo import ProblemAt
 from r1lite.training.loop import Run, StageResult, Update, derive_seed, run_stage
 from r1lite.training.optim import OptimConfig
-from r1lite.training.rollout import Rollout, rollouts
-from r1lite.training.sft import masked_loss
+from r1lite.training.rollout import Rollout, team_rollouts
+from r1lite.training.sft import masked_step
 
 
 class ExpertConfig(Section):
@@ -71,7 +68,6 @@ def expert_iteration(
     """Sample, keep what is right, take one supervised step on it; repeat."""
 
     def step(i: int, update: Update) -> dict[str, float]:
-        model.eval()
         first = i * config.questions
         asked = [problem_at(first + j) for j in range(config.questions)]
         how = Sampling(
@@ -80,8 +76,7 @@ def expert_iteration(
             stop_ids=(tokenizer.eos_id,),
             seed=derive_seed(run.seed, name, i),
         )
-        items = rollouts(model, tokenizer, asked, how, config.group_size)
-        model.train()
+        items = team_rollouts(run, model, tokenizer, asked, how, config.group_size)
         right = accepted(items, config.group_size, config.keep)
         values = {
             "accuracy": sum(r.score.accuracy for r in items) / len(items),
@@ -91,12 +86,8 @@ def expert_iteration(
             "loss": 0.0,
         }
         if right:
-            packed = pack_examples(
-                [as_example(r) for r in right], config.seq_len, run.seed
-            )
-            loss = masked_loss(model, packed.ids, packed.mask, packed.document_ids)
-            torch.autograd.backward(loss)
-            values["loss"] = loss.item()
+            examples = [as_example(r) for r in right]
+            values["loss"] = masked_step(run, model, examples, config.seq_len)["loss"]
         return {**values, "grad_norm": update()}
 
     return run_stage(run, name, model, config.optim, config.steps, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from r1lite.generation import Sampling, sample
 from r1lite.model import R1Model
 from r1lite.tasks import Problem
 from r1lite.tasks.reward import RewardConfig, Score, score
+from r1lite.training.loop import Run, derive_seed
 
 
 @dataclass
@@ -61,6 +62,36 @@ def rollouts(
             )
         )
     return result
+
+
+def team_rollouts(
+    run: Run,
+    model: R1Model,
+    tokenizer: R1Tokenizer,
+    problems: Sequence[Problem],
+    how: Sampling,
+    n: int = 1,
+    reward: RewardConfig | None = None,
+) -> list[Rollout]:
+    """`rollouts` in a training stage, shared out over its ranks.
+
+    Every rank samples for its own problems, from a whole copy of the weights:
+    answers end at different steps, and an exchange would wait for the longest.
+
+    Returns:
+        all problems' answers, on every rank. The model is left in training mode.
+    """
+    team = run.team
+    (mine,) = team.slices(len(problems))
+    seed = how.seed if team.mesh is None else derive_seed(how.seed, team.rank)
+    sampler = team.whole(model).eval()
+    run.compute.prepare_(sampler)
+    with run.autocast():
+        found = rollouts(
+            sampler, tokenizer, problems[mine], replace(how, seed=seed), n, reward
+        )
+    model.train()
+    return team.gather(found)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1lite.data.chat import Example
-from r1lite.data.packing import pack_examples
+from r1lite.data.packing import MaskedRows, pack_examples
 from r1lite.model import R1Model
 from r1lite.settings import Section
 from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
@@ -44,8 +44,9 @@ def masked_loss(model: R1Model, ids: Tensor, mask: Tensor, documents: Tensor) ->
     """
     hidden = model.hidden(ids[:, :-1], document_ids=documents[:, :-1])
     wanted = mask[:, 1:]
-    logits = model.lm_head(hidden[wanted])
-    return F.cross_entropy(logits, ids[:, 1:][wanted])
+    logits = model.lm_head(hidden[wanted]).float()
+    total = F.cross_entropy(logits, ids[:, 1:][wanted], reduction="sum")
+    return total / wanted.sum().clamp(min=1)  # of rows without a target: 0
 
 
 def take_tokens(example_at: ExampleAt, first: int, tokens: int) -> list[Example]:
@@ -68,14 +69,56 @@ def sft(
 
     def step(i: int, update: Update) -> dict[str, float]:
         examples = take_tokens(example_at, i * config.tokens, config.tokens)
-        packed = pack_examples(examples, config.seq_len, run.seed)
-        loss = masked_loss(model, packed.ids, packed.mask, packed.document_ids)
-        (loss + config.balance.loss(model)).backward()
+        means = masked_step(run, model, examples, config.seq_len, config.balance)
         tokens = sum(len(e.ids) for e in examples)
-        return {"loss": loss.item(), "grad_norm": update(), "tokens": tokens}
+        return {"loss": means["loss"], "grad_norm": update(), "tokens": tokens}
 
     return run_stage(
         run, name, model, config.optim, config.steps, step, config.balance.gamma
+    )
+
+
+def masked_step(
+    run: Run,
+    model: R1Model,
+    examples: list[Example],
+    seq_len: int,
+    balance: BalanceConfig | None = None,
+) -> dict[str, float]:
+    """Gradients of one step on packed examples, this rank's rows of them.
+
+    Returns:
+        "loss", the mean over the trained tokens of the whole step; "balance".
+    """
+    packed = _at_least(run.team.ranks, pack_examples(examples, seq_len, run.seed))
+    totals = {"loss": int(packed.mask[:, 1:].sum())}
+    if balance is not None:
+        totals["balance"] = len(packed.ids)
+
+    def terms(rows: slice) -> dict[str, tuple[Tensor, int]]:
+        device = run.team.device
+        parts = (packed.ids, packed.mask, packed.document_ids)
+        ids, mask, documents = (x[rows].to(device) for x in parts)
+        with run.autocast():
+            loss = masked_loss(model, ids, mask, documents)
+        found = {"loss": (loss, int(mask[:, 1:].sum()))}
+        if balance is not None:
+            found["balance"] = (balance.loss(model).to(device), len(ids))
+        return found
+
+    return run.accumulate(run.micro_batches(len(packed.ids)), terms, totals)
+
+
+def _at_least(rows: int, packed: MaskedRows) -> MaskedRows:
+    """Every rank needs a row to compute: copies fill up, without a target."""
+    missing = rows - len(packed.ids)
+    if missing <= 0:
+        return packed
+    again = torch.tensor([*range(len(packed.ids)), *[0] * missing])
+    mask = packed.mask[again]
+    mask[-missing:] = False
+    return MaskedRows(
+        packed.ids[again], packed.document_ids[again], packed.positions[again], mask
     )
 
 
