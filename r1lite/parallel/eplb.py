@@ -1,9 +1,10 @@
 """Expert placement: busy experts get copies, and every GPU the same work.
 
 Serving cannot move the bias, so V3 deploys redundant experts chosen from measured
-loads (arXiv 2412.19437, section 3.4.1): 32 extra for 256 in prefill. Two greedy
-steps: give each spare slot to the expert whose copies are busiest, then pack the
-copies on GPUs, heaviest first, always where there is least work so far.
+loads (arXiv 2412.19437, section 3.4.1): 32 extra for 256 in prefill, without more
+traffic between nodes. Greedy steps: pack groups of experts on nodes; in each give
+every spare slot to the expert whose copies are busiest; then pack the copies on
+GPUs. Packing is heaviest first, always where there is least work so far.
 """
 
 from __future__ import annotations
@@ -55,28 +56,63 @@ def copies_for(load: Tensor, slots: int) -> Tensor:
     return copies
 
 
-def place_experts(load: Tensor, gpus: int, redundant: int = 0) -> Placement:
+def place_experts(
+    load: Tensor,
+    gpus: int,
+    redundant: int = 0,
+    nodes: int = 1,
+    n_group: int | None = None,
+) -> Placement:
     """Place experts and `redundant` copies on `gpus` GPUs of equal size.
+
+    With several nodes whole groups of experts are packed on nodes first, then copies
+    are made and packed within each node: a token that the router lets go to M groups
+    still goes to M nodes at most, copies or not.
 
     Args:
         load: (E,) tokens counted per expert; a negative count is refused.
+        nodes: machines; GPUs 0 to gpus / nodes - 1 are the first.
+        n_group: the router's groups, by default one a node.
 
     Raises:
-        R1Error: the slots do not divide among the GPUs.
+        R1Error: something does not divide among the GPUs, nodes or groups.
     """
-    slots = len(load) + redundant
-    if slots % gpus or redundant < 0:
+    groups = nodes if n_group is None else n_group
+    _check_sizes(load, gpus, redundant, nodes, groups)
+    lots = torch.arange(len(load)).view(groups, -1)
+    size = load.double().view(groups, -1).sum(-1)
+    at_node = _pack(size.argsort(descending=True, stable=True), size, nodes)
+    copies = torch.ones(len(load), dtype=torch.int64)
+    placed = []
+    for held in at_node:
+        ids = lots[held].flatten().sort().values
+        copies[ids] = copies_for(load[ids], (len(load) + redundant) // nodes)
+        weight = load.double() / copies
+        slots = ids.repeat_interleave(copies[ids])
+        order = weight[slots].argsort(descending=True, stable=True)
+        placed.append(_pack(slots[order], weight, gpus // nodes))
+    return Placement(torch.cat(placed), copies)
+
+
+def _check_sizes(
+    load: Tensor, gpus: int, redundant: int, nodes: int, groups: int
+) -> None:
+    if gpus < 1 or nodes < 1 or gpus % nodes:
+        raise R1Error(
+            f"nodes: {gpus} GPUs do not fill {nodes} evenly; choose a divisor"
+        )
+    if groups < 1 or groups % nodes or len(load) % groups:
+        raise R1Error(
+            f"n_group: {len(load)} experts in {groups} groups do not fill {nodes} "
+            "nodes evenly; choose a multiple of the nodes, or nodes=1"
+        )
+    if (len(load) + redundant) % gpus or redundant < 0:
         raise R1Error(
             f"redundant: {len(load)} experts and {redundant} copies do not fill "
             f"{gpus} GPUs evenly; choose redundant so that their sum is a multiple"
         )
     if bool((load < 0).any()):
         raise R1Error("load: holds a negative count; give tokens per expert")
-    copies = copies_for(load, slots)
-    weight = load.double() / copies
-    expert_of = torch.arange(len(load)).repeat_interleave(copies)
-    order = weight[expert_of].argsort(descending=True, stable=True)
-    return Placement(_pack(expert_of[order], weight, gpus), copies)
 
 
 def in_order(n_experts: int, gpus: int) -> Placement:

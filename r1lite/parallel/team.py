@@ -19,6 +19,7 @@ from torch import nn
 from r1lite.errors import R1Error
 from r1lite.model import R1Model
 from r1lite.parallel.fsdp import fully_shard_
+from r1lite.parallel.hierarchy import dispatch_by_node_, make_nodes
 from r1lite.parallel.mesh import Mesh, finish_backward_
 from r1lite.parallel.shard import gather_experts, shard_experts_
 from r1lite.parallel.watch import Watch
@@ -41,8 +42,10 @@ class Team:
         device: torch.device | str = "cpu",
         mesh: Mesh | None = None,
         fsdp: bool = False,
+        node_size: int = 0,
     ) -> None:
         self.device, self.mesh, self.fsdp = torch.device(device), mesh, fsdp
+        self._nodes = make_nodes(mesh.ep, node_size) if mesh and node_size else None
         self.rank = dist.get_rank() if mesh else 0
         self.ranks = dist.get_world_size() if mesh else 1
         self._watch = Watch() if mesh else None
@@ -64,6 +67,8 @@ class Team:
             fully_shard_(model, self.mesh)
         elif self.mesh is not None:
             shard_experts_(model, self.mesh.ep)
+        if self._nodes is not None:
+            dispatch_by_node_(model, self._nodes)
 
     def whole(self, model: R1Model) -> R1Model:
         """A model with every weight on every rank: to save, to measure, to sample.

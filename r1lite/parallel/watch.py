@@ -97,7 +97,10 @@ class Watch:
             for rank, note in enumerate(notes)
             if note != notes[self._rank]
         ]
-        return ", ".join(apart) or "every rank is there, so the network is in doubt"
+        return (
+            ", ".join(apart)
+            or "every rank is in it: one died there, or the network did"
+        )
 
 
 def slow_ranks(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from r1lite.errors import R1Error
 from r1lite.memory.recompute import checkpoint_blocks_
@@ -55,12 +56,15 @@ class ParallelConfig(Section):
     `ep` ranks share one set of experts, `pp` stages share the layers, `dp`
     copies of that read different rows (0: as many as there are ranks for).
     With `fsdp` everything that is not an expert is cut over all ranks, too.
+    With `node_size`, the ranks of one machine, a token crosses to another one once
+    for all of its experts there.
     """
 
     dp: int = 0
     ep: int = 1
     pp: int = 1
     fsdp: bool = False
+    node_size: int = 0
 
 
 def open_team(parallel: ParallelConfig, compute: ComputeConfig) -> Team:
@@ -83,15 +87,32 @@ def open_team(parallel: ParallelConfig, compute: ComputeConfig) -> Team:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
+        _join("nccl" if device.type == "cuda" else "gloo")
     if parallel.dp and wanted != ranks:
         raise R1Error(
             f"parallel: dp {parallel.dp} x ep {parallel.ep} x pp {parallel.pp} is "
             f"{wanted}, torchrun started {ranks}; set --nproc-per-node={wanted}"
         )
     mesh = make_mesh(parallel.ep, device=device.type, timeout_s=TIMEOUT_S)
-    return Team(device, mesh, parallel.fsdp)
+    return Team(device, mesh, parallel.fsdp, parallel.node_size)
+
+
+def _join(backend: str) -> None:
+    """Form the group of all ranks.
+
+    torchrun keeps its store when it starts the ranks again (--max-restarts). What
+    the dead ones left there, their addresses above all, must not be found: each
+    attempt has names of its own.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, rank, ranks = next(rendezvous("env://"))
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=TIMEOUT_S),
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from r1lite.data.packing import PackedRows, Rows
 from r1lite.model import R1Model
+from r1lite.moe.balance import routers
 from r1lite.mtp import mtp_loss, mtp_targets
 from r1lite.settings import Section
 from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
@@ -87,6 +88,8 @@ def _terms(
     """The weighted terms of the loss on a micro-batch, with their units."""
     ids, targets = piece.ids[:, :-1], piece.ids[:, 1:]
     masked = piece.document_ids[:, :-1] if config.document_mask else None
+    for router in routers(model):
+        router.last = None  # the MTP module's still is that of the piece before
     with run.autocast():
         out = model(ids, document_ids=masked)
         loss = F.cross_entropy(out.logits.float().flatten(0, 1), targets.flatten())
