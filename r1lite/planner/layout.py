@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
+from r1lite.parallel.stages import layers_of
+
+CUTS = ("nothing", "optimizer", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,9 @@ class Layout:
     Attributes:
         rows: sequences in a global batch; seq: tokens of each.
         micro_rows: sequences a rank pushes through the pipeline at once.
+        cut: what ranks that hold the same parameter divide among them: "nothing"
+            (`shard_experts_` alone), "optimizer" states (ZeRO-1, as V3), or all of
+            what is not an expert ("fsdp", as `fully_shard_`).
     """
 
     gpus: int = 1
@@ -26,6 +32,7 @@ class Layout:
     rows: int = 8
     seq: int = 4096
     micro_rows: int = 1
+    cut: str = "optimizer"
 
     @property
     def dp(self) -> int:
@@ -44,6 +51,11 @@ class Layout:
 
     def check(self, c: R1Config) -> None:
         """Raise R1Error naming the first number that does not fit."""
+        for name in ("gpus", "pp", "ep", "rows", "seq", "micro_rows"):
+            if getattr(self, name) < 1:
+                raise R1Error(f"{name}: {getattr(self, name)} is not above 0; give 1")
+        if self.cut not in CUTS:
+            raise R1Error(f"cut: {self.cut!r} is unknown; choose " + ", ".join(CUTS))
         blocks = c.num_hidden_layers
         rules = [
             (self.gpus % self.pp == 0, "pp", f"does not divide {self.gpus} GPUs"),
@@ -67,10 +79,8 @@ class Layout:
                 )
 
     def stage_layers(self, c: R1Config, stage: int) -> list[int]:
-        """The blocks of a stage: as even as can be, later stages get fewer.
+        """The blocks of a stage, as `r1lite.parallel.stages.layers_of` cuts them.
 
         The last stage also has the head and the MTP module.
         """
-        size, extra = divmod(c.num_hidden_layers, self.pp)
-        first = stage * size + min(stage, extra)
-        return list(range(first, first + size + (stage < extra)))
+        return list(layers_of(c.num_hidden_layers, self.pp, stage))

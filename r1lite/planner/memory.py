@@ -5,20 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from r1lite.config import R1Config
+from r1lite.planner.activations import layer_activations
 from r1lite.planner.count import layer_parameters, parameters
 from r1lite.planner.layout import Layout
+from r1lite.planner.schedule import held_stages
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per number. V3 (section 3.3.2): weights bf16, gradients and master
-    weights float32, both AdamW moments bf16."""
+    """Bytes per number. By default V3's (sections 3.3.2 and 3.3.3): weights bf16,
+    gradients and master weights float32, both AdamW moments bf16; activations bf16,
+    where V3 keeps most of its in FP8."""
 
     weight: int = 2
     gradient: int = 4
     master: int = 4
     moments: int = 4  # both together
     activation: int = 2
+
+
+# What the book's models train in: float32 weights are their own master.
+FLOAT32 = Precision(weight=4, gradient=4, master=0, moments=8, activation=4)
 
 
 @dataclass(frozen=True)
@@ -60,56 +67,47 @@ def rank_memory(
     layout: Layout,
     stage: int = 0,
     precision: Precision | None = None,
-    recompute: bool = True,
+    policy: str = "v3",
+    schedule: str = "1f1b",
 ) -> RankMemory:
-    """What a rank of pipeline stage `stage` holds.
+    """What a rank in place `stage` of the pipeline holds.
 
-    ZeRO-1: master weights and moments are spread over all ranks that hold the same
-    parameter: dp for the shared ones, dp / ep for an expert. In 1F1B stage s keeps
-    pp - s micro-batches alive.
+    Experts are divided over ep ranks, copies and optimizer states as `layout.cut`
+    says. Of n stages, stage s keeps n - s micro-batches alive.
+
+    Args:
+        policy: what a block keeps (`layer_activations`).
+        schedule: decides which stages a rank has (`held_stages`).
     """
     p = precision or Precision()
-    shared, routed = stage_parameters(c, layout, stage)
-    here = shared + routed / layout.ep
-    state = shared / layout.dp + routed / layout.ep / (layout.dp / layout.ep)
-    alive = min(layout.pp - stage, layout.micro_batches)
-    tokens = layout.micro_rows * layout.seq * alive
-    per_token = sum(
-        layer_activations(c, layer, recompute)
-        for layer in layout.stage_layers(c, stage)
-    )
+    parts, held, copies = held_stages(layout, schedule, stage)
+    found = [stage_parameters(c, parts, s) for s in held]
+    shared, routed = (float(sum(kind)) for kind in zip(*found, strict=True))
+    here, state = shared + routed / layout.ep, shared + routed / layout.ep
+    if layout.cut == "optimizer":  # an expert has dp / ep copies
+        state = (shared + routed) / layout.dp / copies
+    elif layout.cut == "fsdp":
+        here = state = shared / layout.dp + routed / layout.ep
+    numbers = 0.0
+    for s in held:
+        alive = min(parts.pp - s, layout.micro_batches / copies)
+        layers = parts.stage_layers(c, s)
+        numbers += alive * sum(layer_activations(c, i, policy) for i in layers)
     return RankMemory(
         weights=here * p.weight,
         gradients=here * p.gradient,
         optimizer=state * (p.master + p.moments),
-        activations=tokens * per_token * p.activation,
+        activations=layout.micro_rows * layout.seq * numbers * p.activation,
     )
 
 
-def layer_activations(c: R1Config, layer: int, recompute: bool = False) -> float:
-    """Numbers per token that block `layer` keeps for its backward pass.
+def cache_bytes(c: R1Config, bytes_per_number: int = 2, latent: bool = True) -> int:
+    """Bytes of cache per token of context.
 
-    With fused attention no score is kept. `recompute` is V3's choice (section
-    3.2.3): the outputs of norms and the MLA up-projections are made again.
+    Args:
+        latent: MLA's; False for the keys and values of every head, uncompressed.
     """
-    heads = c.num_attention_heads
-    query = heads * c.qk_head_dim
-    kept = 2 * c.hidden_size + c.cache_width  # both norms' inputs, the latent
-    kept += heads * c.v_head_dim  # what o_proj multiplies
-    kept += c.q_lora_rank or 0
-    made_again = 2 * c.hidden_size + c.kv_lora_rank + (c.q_lora_rank or 0)
-    made_again += 2 * query + heads * c.v_head_dim  # queries, keys, values
-    if c.is_moe(layer):
-        k, inner = c.num_experts_per_tok, c.moe_intermediate_size
-        kept += k * (c.hidden_size + 4 * inner)  # rows in, gate, up, silu, product
-        kept += k * c.hidden_size  # rows out, for the gates' gradient
-        kept += c.n_shared_experts * 4 * inner
-        kept += 2 * c.n_routed_experts  # logits and scores
-    else:
-        kept += 4 * c.intermediate_size
-    return float(kept if recompute else kept + made_again)
-
-
-def cache_bytes(c: R1Config, bytes_per_number: int = 2) -> int:
-    """Bytes of latent cache per token of context."""
-    return c.cache_width * c.num_hidden_layers * bytes_per_number
+    width = c.cache_width
+    if not latent:
+        width = c.num_attention_heads * (c.qk_head_dim + c.v_head_dim)
+    return width * c.num_hidden_layers * bytes_per_number

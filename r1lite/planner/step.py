@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from r1lite.config import R1Config
+from r1lite.errors import R1Error
 from r1lite.planner.count import training_flops
 from r1lite.planner.hardware import Hardware
 from r1lite.planner.layout import Layout
+from r1lite.planner.schedule import bubble_share
+from r1lite.planner.traffic import expected_rows
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,9 @@ class Assumptions:
         fp8_share: share of the FLOPs done at the FP8 rate.
         overlap: share of the all-to-all that runs behind compute (DualPipe: all).
         dispatch_bytes, combine_bytes: per number (V3: FP8 out, bf16 back).
-        node_limit: nodes a token's experts may lie on (V3: 4).
-        schedule: "1f1b" or "dualpipe".
+        node_limit: nodes a token may go to, once to each (V3: 4); None sends a row
+            per pick, wherever its expert is.
+        schedule: "1f1b", "zb1p", "dualpipe" or "dualpipev".
     """
 
     efficiency: float = 0.4
@@ -33,6 +37,18 @@ class Assumptions:
     combine_bytes: float = 2
     node_limit: int | None = None
     schedule: str = "1f1b"
+
+    def check(self) -> None:
+        """Raise R1Error naming the first number that cannot be."""
+        rules = [
+            ("efficiency", 0 < self.efficiency <= 1, "above 0 and at most 1"),
+            ("fp8_share", 0 <= self.fp8_share <= 1, "from 0 to 1"),
+            ("overlap", 0 <= self.overlap <= 1, "from 0 to 1"),
+            ("node_limit", self.node_limit is None or self.node_limit > 0, "1 up"),
+        ]
+        for name, fits, wanted in rules:
+            if not fits:
+                raise R1Error(f"{name}: {getattr(self, name)} is out; give {wanted}")
 
 
 V3_ASSUMPTIONS = Assumptions(
@@ -64,33 +80,12 @@ def exchange_bytes(
 ) -> tuple[float, float]:
     """(inside a node, between nodes) bytes a token sends per MoE layer, one pass.
 
-    A token goes to `top_k` experts, spread evenly over the ep ranks; what lies on
-    its own rank is not sent. Between nodes a token is sent once to each node it
-    needs, at most `node_limit`, and handed on inside.
+    The rows of `expected_rows` out and back; the K expert numbers and weights that
+    travel with a row, one per cent of V3's bytes, are left out.
     """
     numbers = c.hidden_size * (a.dispatch_bytes + a.combine_bytes)
-    copies = c.num_experts_per_tok * (1 - 1 / layout.ep)
-    nodes = max(1, layout.ep // gpu.gpus_per_node)
-    limit = min(nodes, a.node_limit or nodes)
-    # Nodes met by K even choices among `limit`; its own node is one of all.
-    met = limit * (1 - (1 - 1 / limit) ** c.num_experts_per_tok)
-    away = met * (1 - 1 / nodes)
-    return copies * numbers, away * numbers
-
-
-def bubble_share(layout: Layout, schedule: str) -> float:
-    """Idle time over busy time of a pipeline (V3, table 2).
-
-    1F1B waits (pp - 1) (F + B) in m (F + B). DualPipe waits
-    (pp / 2 - 1) (F&B + B - 3 W), with F&B = F + B, B = 2 F and W = F.
-    """
-    m, pp = layout.micro_batches, layout.pp
-    if pp == 1:
-        return 0.0
-    if schedule == "1f1b":
-        return (pp - 1) / m
-    f = 1.0
-    return (pp / 2 - 1) * (3 * f + 2 * f - 3 * f) / (3 * f * m)
+    across, inside = expected_rows(c, layout.ep, gpu.gpus_per_node, a.node_limit)
+    return inside * numbers, across * numbers
 
 
 def step_time(
@@ -98,12 +93,14 @@ def step_time(
 ) -> StepTime:
     """Seconds of one step of the global batch on all GPUs."""
     a = a or Assumptions()
+    a.check()
     layout.check(c)
     flops = training_flops(c, layout.seq) * layout.tokens / layout.gpus
     seconds = flops * (a.fp8_share / gpu.fp8_flops + (1 - a.fp8_share) / gpu.flops)
     compute = seconds / a.efficiency
     near, far = exchange_bytes(c, layout, gpu, a)
-    layers = sum(c.is_moe(i) for i in range(c.num_hidden_layers))
+    blocks = range(c.num_hidden_layers + c.num_nextn_predict_layers)
+    layers = sum(c.is_moe(i) for i in blocks)
     tokens = layout.tokens / layout.gpus  # of one stage's ranks, over all stages
     # Twice: the backward pass sends gradients along the same ways.
     exchange = 2 * layers * tokens * max(near / gpu.node_bytes, far / gpu.net_bytes)

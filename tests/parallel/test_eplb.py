@@ -69,6 +69,67 @@ def test_one_slot_each_never_beats_spare_slots(load: list[int]) -> None:
     assert busiest == sorted(busiest, reverse=True)
 
 
+# The example that DeepSeek's eplb prints for two layers: 12 experts in 4 groups, 4
+# copies, 8 GPUs in 2 nodes.
+EXAMPLE = [
+    (
+        [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
+        [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
+    ),
+    (
+        [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],
+        [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
+    ),
+]
+
+
+@pytest.mark.parametrize(("load", "slots"), EXAMPLE)
+def test_by_node_as_deepseeks_own(load: list[int], slots: list[int]) -> None:
+    """GPU by GPU; keeping groups together costs balance."""
+    tokens, wanted = torch.tensor(load), torch.tensor(slots).view(8, 2)
+    placed = place_experts(tokens, 8, redundant=4, nodes=2, n_group=4)
+    assert torch.equal(placed.experts.sort().values, wanted.sort().values)
+    assert torch.equal(placed.copies, torch.tensor(slots).bincount(minlength=12))
+    free = place_experts(tokens, 8, redundant=4)
+    assert free.imbalance(tokens) < placed.imbalance(tokens)
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=24, max_size=24),
+    st.sampled_from([(1, 1), (2, 2), (2, 4), (3, 6), (2, 12)]),
+    st.integers(0, 3),
+)
+def test_groups_stay_in_their_node(
+    load: list[int], sizes: tuple[int, int], more: int
+) -> None:
+    """Copies, too: the router's bound on nodes holds with them."""
+    (nodes, groups), tokens = sizes, torch.tensor(load)
+    gpus = 2 * nodes
+    redundant = -len(load) % gpus + more * gpus
+    placed = place_experts(tokens, gpus, redundant, nodes, groups)
+    counted = placed.experts.flatten().bincount(minlength=24)
+    assert torch.equal(counted, placed.copies)
+    assert int(placed.copies.min()) >= 1
+    group_of = placed.experts.view(nodes, -1) // (24 // groups)
+    homes = [set(row) for row in group_of.tolist()]
+    assert sorted(g for home in homes for g in home) == list(range(groups))
+    assert {len(home) for home in homes} == {groups // nodes}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "n_group", "words"),
+    [
+        (4, 3, 3, "nodes: 4 GPUs do not fill 3"),
+        (0, 1, 1, "nodes: 0 GPUs"),
+        (4, 2, 3, "n_group: 12 experts in 3 groups do not fill 2 nodes"),
+        (4, 2, 8, "n_group: 12 experts in 8 groups"),
+    ],
+)
+def test_bad_nodes(gpus: int, nodes: int, n_group: int, words: str) -> None:
+    with pytest.raises(R1Error, match=words):
+        place_experts(torch.ones(12), gpus, 0, nodes, n_group)
+
+
 @pytest.mark.parametrize(
     ("load", "gpus", "redundant", "words"),
     [

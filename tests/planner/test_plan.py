@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,21 +12,18 @@ from typer.testing import CliRunner
 from r1lite.cli import cli
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
-from r1lite.memory.meter import SavedTensors
 from r1lite.model import R1Model
 from r1lite.planner.hardware import KNOWN, hardware
 from r1lite.planner.layout import Layout
 from r1lite.planner.memory import (
     Precision,
     cache_bytes,
-    layer_activations,
     rank_memory,
     stage_parameters,
 )
 from r1lite.planner.step import (
     V3_ASSUMPTIONS,
     Assumptions,
-    bubble_share,
     exchange_bytes,
     step_time,
 )
@@ -34,33 +32,10 @@ V3 = R1Config.preset("v3")
 V3_LAYOUT = Layout(gpus=2048, pp=16, ep=64, rows=15360, seq=4096)
 
 
-def measured_activations(config: R1Config, seq: int) -> float:
-    """Numbers per token that autograd really keeps for block 1."""
-    torch.manual_seed(0)
-    model = R1Model(config).train()
-    block = model.layers[1]
-    x = torch.randn(1, seq, config.hidden_size, requires_grad=True)
-    turn = model.rope(torch.arange(seq)[None], x.dtype)
-    with SavedTensors(model) as meter:
-        out = block(x, turn)
-    assert out.requires_grad
-    return meter.bytes / 4 / seq
-
-
-def test_activations_are_near_what_autograd_keeps() -> None:
-    """Within a quarter: copies that a layout forces are not in the formula."""
-    config = R1Config.preset("nano").with_(num_nextn_predict_layers=0)
-    wanted = layer_activations(config, 1)
-    assert measured_activations(config, 256) == pytest.approx(wanted, rel=0.25)
-
-
-def test_recomputing_keeps_less() -> None:
-    for layer in (0, 5):
-        assert layer_activations(V3, layer, True) < layer_activations(V3, layer)
-
-
 def test_cache_of_v3() -> None:
+    """One latent and one key per layer, or every head's keys and values: 71 times."""
     assert cache_bytes(V3) == 70_272
+    assert cache_bytes(V3, latent=False) == 4_997_120
 
 
 def test_stages_hold_every_parameter_once() -> None:
@@ -78,6 +53,8 @@ def test_one_gpu_by_hand() -> None:
     built = sum(p.numel() for p in R1Model(config).parameters())
     found = rank_memory(config, Layout(rows=1, seq=8))
     assert found.weights + found.gradients + found.optimizer == 14 * built
+    wanted = (2 * built, 4 * built, 8 * built)
+    assert (found.weights, found.gradients, found.optimizer) == wanted
     double = rank_memory(config, Layout(rows=1, seq=16))
     assert double.activations == 2 * found.activations
     wide = rank_memory(config, Layout(rows=1, seq=8), precision=Precision(weight=4))
@@ -87,8 +64,11 @@ def test_one_gpu_by_hand() -> None:
 def test_v3_fits_its_gpus_only_in_parallel() -> None:
     alone = rank_memory(V3, Layout(rows=1))
     assert alone.total > 100 * KNOWN["h800"].memory
-    last = rank_memory(V3, V3_LAYOUT, stage=15)
-    assert last.total < KNOWN["h800"].memory
+    for stage in range(16):
+        found = rank_memory(
+            V3, V3_LAYOUT, stage, Precision(activation=1), schedule="dualpipe"
+        )
+        assert found.total < KNOWN["h800"].memory
 
 
 def test_exchange_by_hand() -> None:
@@ -105,13 +85,6 @@ def test_a_node_limit_bounds_what_crosses_nodes() -> None:
     limited = exchange_bytes(V3, V3_LAYOUT, KNOWN["h800"], V3_ASSUMPTIONS)[1]
     assert limited < exchange_bytes(V3, V3_LAYOUT, KNOWN["h800"], free)[1]
     assert limited <= 4 * V3.hidden_size * 3
-
-
-def test_bubbles() -> None:
-    assert bubble_share(Layout(gpus=8, ep=8, rows=8), "1f1b") == 0
-    four = Layout(gpus=4, pp=4, rows=12)
-    assert bubble_share(four, "1f1b") == 3 / 12
-    assert bubble_share(four, "dualpipe") < bubble_share(four, "1f1b")
 
 
 def test_v3s_cost_stands_beside_the_model() -> None:
@@ -134,11 +107,37 @@ def test_v3s_cost_stands_beside_the_model() -> None:
         ({"pp": 128, "ep": 1}, "pp: 128 is more than the 61 layers"),
         ({"ep": 48}, "ep: 48 does not divide dp = 128"),
         ({"rows": 100}, "rows: 100 is no multiple"),
+        ({"gpus": 0}, "gpus: 0 is not above 0"),
+        ({"ep": 0}, "ep: 0 is not above 0"),
+        ({"cut": "zero3"}, "cut: 'zero3' is unknown"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, int], words: str) -> None:
     with pytest.raises(R1Error, match=words):
         dataclasses.replace(V3_LAYOUT, **changes).check(V3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"efficiency": 0.0}, "efficiency: 0.0 is out"),
+        ({"fp8_share": 1.1}, "fp8_share: 1.1 is out; give from 0 to 1"),
+        ({"node_limit": 0}, "node_limit: 0 is out"),
+        ({"schedule": "gpipe"}, "schedule: 'gpipe' is unknown"),
+    ],
+)
+def test_assumptions_that_cannot_be(changes: dict[str, Any], words: str) -> None:
+    a = dataclasses.replace(V3_ASSUMPTIONS, **changes)
+    with pytest.raises(R1Error, match=words):
+        step_time(V3, V3_LAYOUT, KNOWN["h800"], a)
+
+
+def test_the_mtp_module_sends_its_tokens_too() -> None:
+    with_, without = (
+        step_time(V3.with_(num_nextn_predict_layers=n), V3_LAYOUT, KNOWN["h800"])
+        for n in (1, 0)
+    )
+    assert with_.exchange / without.exchange == pytest.approx(59 / 58)
 
 
 def test_an_unknown_gpu_is_named() -> None:
@@ -152,7 +151,11 @@ def test_the_command_shows_v3_and_refuses_nonsense() -> None:
     assert done.exit_code == 0
     assert "653,908,770,816" in done.output
     assert "GPU hours" in done.output
+    assert "dualpipev" in done.output and "at most 4" in done.output
     done = CliRunner().invoke(cli, ["plan", "nano", "--gpus", "3", "--ep", "3"])
     assert "does not divide 8 experts" in str(done.exception)
+    for words in ("--gpus 0", "--pp 0", "--micro-rows 0", "--tokens -1"):
+        done = CliRunner().invoke(cli, ["plan", "nano", *words.split()])
+        assert isinstance(done.exception, R1Error)
     done = CliRunner().invoke(cli, ["plan", "smoke", "--gpus", "1", "--rows", "4"])
     assert done.exit_code == 0
