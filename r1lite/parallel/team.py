@@ -35,6 +35,7 @@ class Team:
         mesh: None for one process.
         rank: 0 writes the log, the reports and the final model.
         ranks: how many read a part of every batch.
+        staged: the same ranks as a pipeline, for the stage that has use for one.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Team:
         mesh: Mesh | None = None,
         fsdp: bool = False,
         node_size: int = 0,
+        staged: Team | None = None,
     ) -> None:
         self.device, self.mesh, self.fsdp = torch.device(device), mesh, fsdp
+        self.staged = staged
         self._nodes = make_nodes(mesh.ep, node_size) if mesh and node_size else None
         self.rank = dist.get_rank() if mesh else 0
         self.ranks = dist.get_world_size() if mesh else 1
@@ -63,23 +66,27 @@ class Team:
         Call it before the optimizer is built: parameters are replaced.
         """
         model.to(self.device)
-        if self.mesh is not None and self.fsdp:
+        if self.mesh is None:
+            return
+        if self.fsdp:
             fully_shard_(model, self.mesh)
-        elif self.mesh is not None:
+        else:
             shard_experts_(model, self.mesh.ep)
         if self._nodes is not None:
             dispatch_by_node_(model, self._nodes)
+        vars(model)["spread_over"] = self.mesh
 
     def whole(self, model: R1Model) -> R1Model:
         """A model with every weight on every rank: to save, to measure, to sample.
 
-        With several ranks it is a copy. A rank then needs room for all weights,
+        Of a spread model it is a copy. A rank then needs room for all weights,
         which a system that trains hundreds of billions solves with an engine of
         its own for sampling.
         """
-        if self.mesh is None:
+        mesh: Mesh | None = vars(model).get("spread_over")
+        if mesh is None:
             return model
-        state = gather_experts(model, self.mesh.ep)
+        state = gather_experts(model, mesh.ep, mesh.pp)
         with torch.random.fork_rng():  # initial weights must not cost random numbers
             copy = R1Model(model.config)
         copy.load_state_dict(state)

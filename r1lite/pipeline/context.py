@@ -120,6 +120,7 @@ def open_run(recipe: Recipe, out: Path, console: Console, progress: bool) -> Con
         progress=progress,
         team=team,
         compute=recipe.compute,
+        parallel=recipe.parallel,
     )
     return Context(recipe, run, console)
 

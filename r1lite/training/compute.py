@@ -19,6 +19,7 @@ from r1lite.errors import R1Error
 from r1lite.memory.recompute import checkpoint_blocks_
 from r1lite.model import R1Model
 from r1lite.parallel.mesh import make_mesh
+from r1lite.parallel.pipeline import Schedule
 from r1lite.parallel.team import Team
 from r1lite.precision.amp import autocast, mixed_precision_
 from r1lite.settings import Section
@@ -54,7 +55,9 @@ class ParallelConfig(Section):
     """Section `[parallel]`: the layout of torchrun's processes.
 
     `ep` ranks share one set of experts, `pp` stages share the layers, `dp`
-    copies of that read different rows (0: as many as there are ranks for).
+    copies of that read different rows (0: as many as there are ranks for). Stages
+    and their `schedule` are for pretraining, with `micro_batches` in flight; what
+    follows, with its sampling, lays their ranks out as data parallel.
     With `fsdp` everything that is not an expert is cut over all ranks, too.
     With `node_size`, the ranks of one machine, a token crosses to another one once
     for all of its experts there.
@@ -65,6 +68,8 @@ class ParallelConfig(Section):
     pp: int = 1
     fsdp: bool = False
     node_size: int = 0
+    schedule: Schedule = "1f1b"
+    micro_batches: int = 4
 
 
 def open_team(parallel: ParallelConfig, compute: ComputeConfig) -> Team:
@@ -93,8 +98,15 @@ def open_team(parallel: ParallelConfig, compute: ComputeConfig) -> Team:
             f"parallel: dp {parallel.dp} x ep {parallel.ep} x pp {parallel.pp} is "
             f"{wanted}, torchrun started {ranks}; set --nproc-per-node={wanted}"
         )
-    mesh = make_mesh(parallel.ep, device=device.type, timeout_s=TIMEOUT_S)
-    return Team(device, mesh, parallel.fsdp, parallel.node_size)
+    flat = make_mesh(parallel.ep, device=device.type, timeout_s=TIMEOUT_S)
+    rest = parallel.fsdp, parallel.node_size
+    staged = None
+    if parallel.pp > 1:
+        mesh = make_mesh(
+            parallel.ep, pp=parallel.pp, device=device.type, timeout_s=TIMEOUT_S
+        )
+        staged = Team(device, mesh, *rest)
+    return Team(device, flat, *rest, staged)
 
 
 def _join(backend: str) -> None:

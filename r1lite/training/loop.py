@@ -31,7 +31,8 @@ from r1lite.parallel.team import Team
 from r1lite.parallel.watch import slow_ranks
 from r1lite.settings import Section
 from r1lite.training import optim
-from r1lite.training.compute import ComputeConfig
+from r1lite.training.compute import ComputeConfig, ParallelConfig
+from r1lite.training.guard import Guard, GuardConfig
 from r1lite.training.metrics import MetricsLog
 from r1lite.training.state import SavedState
 
@@ -76,6 +77,8 @@ class Run:
     progress: bool = True
     team: Team = field(default_factory=Team)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig | None = None
 
     def checkpoint_path(self, stage: str) -> Path:
         """Where the state of a stage in progress lies."""
@@ -122,16 +125,24 @@ def run_stage(
     steps: int,
     step_function: StepFunction,
     gamma: float = 0.0,
+    scale: Callable[[int], float] | None = None,
+    cut: Callable[[], None] | None = None,
 ) -> StageResult:
     """Run `steps` steps of a stage, from its checkpoint if there is one.
 
     `step_function(step, update)` accumulates gradients and calls `update()`
     (clip, optimizer step, bias step; returns the gradient norm) at least once.
-    It returns numbers to log; "tokens" counts this step's tokens.
+    It returns numbers to log; "tokens" counts this step's tokens. `scale` gives
+    the factor on the learning rate in place of the config's schedule; `cut` is
+    called before the optimizers are built, to cut the model up further. With a
+    guard, a step whose gradient norm is a spike changes no weight, and its row
+    says why.
     """
     team = run.team
     run.compute.prepare_(model)
     team.spread_(model)
+    if cut:
+        cut()
     optimizers = optim.build(model, optim_config)
     saved_state = SavedState(run.checkpoint_path(name), run.fingerprint, team)
     start = saved_state.load(model, optimizers)
@@ -140,11 +151,18 @@ def run_stage(
     tokens = rows[-1]["tokens"] if rows else 0
     last: dict[str, Any] = rows[-1] if rows else {}
     load: list[torch.Tensor] = []
+    refused: list[str] = []
+    guard = Guard(run.guard) if run.guard else None
+    if guard:
+        guard.replay(rows, "grad_norm")
 
     def update() -> float:
         with team.watched(f"{name}: gradients"):
             norm = team.finish_backward_(model, optim_config.clip)
-        optim.step(optimizers, norm)
+        # Every rank has the same norm, so all of them decide alike.
+        reason = guard.judge(grad_norm=norm) if guard else None
+        refused.extend([reason] if reason else [])
+        optim.step(optimizers, norm, skip=reason is not None)
         load.append(balance.update_bias_(model, gamma))
         return norm
 
@@ -152,8 +170,10 @@ def run_stage(
     began = saved = time.perf_counter()
     with _progress(run, name, start, steps) as tick:
         for step in range(start, steps):
-            optim.set_lr(optimizers, optim.lr_scale(optim_config, step, steps))
+            factor = scale(step) if scale else optim.lr_scale(optim_config, step, steps)
+            optim.set_lr(optimizers, factor)
             load.clear()
+            refused.clear()
             before = time.perf_counter()
             values = step_function(step, update)
             now = time.perf_counter()
@@ -168,6 +188,8 @@ def run_stage(
                 **values,
                 **_load_metrics(torch.stack(load).sum(0), step % run.load_every == 0),
             }
+            if refused:
+                last["skipped"] = refused[-1]
             if step % run.load_every == 0:
                 last |= _slow(team)
             if team.first:

@@ -5,7 +5,7 @@ Source: DeepSeek-V3, arXiv 2412.19437, sections 2.2 (MTP), 2.1.2 (balance), 4.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from r1lite.data.packing import PackedRows, Rows
 from r1lite.model import R1Model
 from r1lite.moe.balance import routers
 from r1lite.mtp import mtp_loss, mtp_targets
+from r1lite.parallel.pipeline import Pipelined
 from r1lite.settings import Section
 from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
 from r1lite.training.optim import OptimConfig
@@ -41,9 +42,18 @@ class PretrainConfig(Section):
 
 
 def pretrain(
-    run: Run, model: R1Model, config: PretrainConfig, rows: PackedRows
+    run: Run,
+    model: R1Model,
+    config: PretrainConfig,
+    rows: PackedRows,
+    name: str = "pretrain",
 ) -> StageResult:
-    """Train `model` in place on packed rows of `seq_len + 1` tokens."""
+    """Train `model` in place on packed rows of `seq_len + 1` tokens.
+
+    With pipeline stages (`[parallel]` pp) it is cut into them, too.
+    """
+    if run.team.staged is not None:
+        return _pretrain_in_stages(run, model, config, rows, name)
 
     def step(i: int, update: Update) -> dict[str, float]:
         batch = rows.batch(i, config.batch_size)
@@ -56,7 +66,50 @@ def pretrain(
         return {**values, "grad_norm": update(), "tokens": totals["loss"]}
 
     return run_stage(
-        run, "pretrain", model, config.optim, config.steps, step, config.balance.gamma
+        run, name, model, config.optim, config.steps, step, config.balance.gamma
+    )
+
+
+def _pretrain_in_stages(
+    run: Run, model: R1Model, config: PretrainConfig, rows: PackedRows, name: str
+) -> StageResult:
+    """Each rank holds some of the layers; what it logs is of its own routers."""
+    team = run.team.staged
+    assert team is not None and team.mesh is not None
+    mesh = team.mesh
+    pipes: list[Pipelined] = []
+    has_mtp = model.mtp is not None and bool(config.mtp_weight)
+
+    def cut() -> None:
+        pipes.append(
+            Pipelined(
+                model,
+                mesh,
+                run.parallel.schedule,
+                run.parallel.micro_batches,
+                mtp_weight=config.mtp_weight,
+                balance=config.balance.loss,
+                autocast=run.autocast,
+            )
+        )
+
+    def step(i: int, update: Update) -> dict[str, float]:
+        batch = rows.batch(i, config.batch_size)
+        ids, targets = batch.ids[:, :-1].contiguous(), batch.ids[:, 1:].contiguous()
+        masked = batch.document_ids[:, :-1] if config.document_mask else None
+        means = pipes[0].step(ids, targets, masked)
+        values = {k: means[k] for k in ("loss", "mtp_loss") if k == "loss" or has_mtp}
+        return {**values, "grad_norm": update(), "tokens": targets.numel()}
+
+    return run_stage(
+        replace(run, team=team),
+        name,
+        model,
+        config.optim,
+        config.steps,
+        step,
+        config.balance.gamma,
+        cut=cut,
     )
 
 
