@@ -114,6 +114,12 @@ def plan(
         float | None, typer.Option(help="Of the whole run, e.g. 14.8e12.")
     ] = None,
     efficiency: Annotated[float, typer.Option(help="Share of the peak.")] = 0.4,
+    schedule: Annotated[
+        str | None, typer.Option(help="1f1b, zb1p, dualpipe or dualpipev.")
+    ] = None,
+    node_limit: Annotated[
+        int | None, typer.Option(help="Nodes a token may go to, once to each.")
+    ] = None,
     like_v3: Annotated[
         bool, typer.Option("--like-v3", help="FP8, DualPipe, 4 nodes a token.")
     ] = False,
@@ -133,7 +139,9 @@ def plan(
     else:
         config = recipes.load(model).model_config_for()
     assumed = V3_ASSUMPTIONS if like_v3 else Assumptions()
-    assumed = replace(assumed, efficiency=efficiency)
+    chosen = {"schedule": schedule, "node_limit": node_limit}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    assumed = replace(assumed, efficiency=efficiency, **given)  # type: ignore[arg-type]
     layout = Layout(gpus, pp, ep, rows, seq, micro_rows)
     console.print(plan_table(config, layout, hardware(gpu), assumed, tokens))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
-from r1lite.parallel.stages import layers_of
+from r1lite.parallel.cut import layers_of
 
 CUTS = ("nothing", "optimizer", "fsdp")
 
@@ -79,7 +79,7 @@ class Layout:
                 )
 
     def stage_layers(self, c: R1Config, stage: int) -> list[int]:
-        """The blocks of a stage, as `r1lite.parallel.stages.layers_of` cuts them.
+        """The blocks of a stage, as `r1lite.parallel.cut.layers_of` cuts them.
 
         The last stage also has the head and the MTP module.
         """
