@@ -9,6 +9,8 @@ nothing is divided afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from r1lite.errors import R1Error
 from r1lite.moe.balance import routers
 from r1lite.moe.experts import Experts
 from r1lite.moe.layer import MoE
+from r1lite.parallel.cut import gather_stages
 from r1lite.parallel.dispatch import ExpertParallel
 
 
@@ -59,11 +62,16 @@ def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in own]
 
 
-def gather_experts(model: nn.Module, group: dist.ProcessGroup) -> dict[str, Tensor]:
+def gather_experts(
+    model: nn.Module,
+    group: dist.ProcessGroup,
+    stages: dist.ProcessGroup | None = None,
+) -> dict[str, Tensor]:
     """The state dict of the whole model, on every rank, for saving.
 
     Args:
         group: the ranks that hold all experts together.
+        stages: the ranks that hold all layers together, where these are cut.
     """
     state = dict(model.state_dict())
     own = {id(p) for p in expert_parameters(model)}
@@ -72,6 +80,8 @@ def gather_experts(model: nn.Module, group: dist.ProcessGroup) -> dict[str, Tens
             state[name] = gather_parts(p.detach(), group)
         elif isinstance(p, DTensor):  # cut by FSDP
             state[name] = p.full_tensor().detach()
+    if stages is not None and dist.get_world_size(stages) > 1:
+        state = gather_stages(state, stages)
     return state
 
 
@@ -132,7 +142,11 @@ def add_counts_(model: nn.Module, group: dist.ProcessGroup) -> None:
             router.counts.copy_(counts)
 
 
-def gradient_norm(model: nn.Module, group: dist.ProcessGroup) -> Tensor:
+def gradient_norm(
+    model: nn.Module,
+    group: dist.ProcessGroup,
+    repeated: Sequence[nn.Parameter] = (),
+) -> Tensor:
     """Norm of the whole model's gradient: each expert once, the rest once.
 
     A norm over what one rank holds would count its experts only, and ranks that
@@ -141,11 +155,14 @@ def gradient_norm(model: nn.Module, group: dist.ProcessGroup) -> Tensor:
     Args:
         group: the ranks that hold all experts together. Copies of an expert in
             other groups are not counted again.
+        repeated: parameters that another pipeline stage counts.
     """
     device = next(model.parameters()).device
     experts = _squares(expert_parameters(model), device)
     dist.all_reduce(experts, group=group)
-    return (experts + _squares(shared_parameters(model), device)).sqrt()
+    elsewhere = {id(p) for p in repeated}
+    shared = [p for p in shared_parameters(model) if id(p) not in elsewhere]
+    return (experts + _squares(shared, device)).sqrt()
 
 
 def _squares(params: list[nn.Parameter], device: torch.device) -> Tensor:

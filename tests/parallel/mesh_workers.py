@@ -1,4 +1,4 @@
-"""Prints the layout of a 2 x 2 mesh and every refusal; run under torchrun."""
+"""Prints the layout of 2 x 2 meshes and every refusal; run under torchrun."""
 
 from __future__ import annotations
 
@@ -29,7 +29,26 @@ if __name__ == "__main__":
     rows = mesh.rows(torch.arange(4)).tolist()
     line = f"rank {dist.get_rank()} of {mesh.size}: ep {ep}, dp {dp}, rows {rows}\n"
     print(line, end="", flush=True)
-    for sizes in ({"ep": 3}, {"ep": 0}, {"ep": 2, "dp": 3}):
+    mesh = make_mesh(ep=1, pp=2)
+    dp, pp = (dist.get_process_group_ranks(g) for g in (mesh.dp, mesh.pp))
+    rows = mesh.rows(torch.arange(4)).tolist()
+    assert mesh.device_mesh.mesh.flatten().tolist() == dp
+    assert mesh.ends is not None
+    assert dist.get_process_group_ranks(mesh.ends) == pp
+    line = f"rank {dist.get_rank()} of stage {dist.get_rank(mesh.pp)} of {mesh.stages}:"
+    print(f"{line} dp {dp}, pp {pp}, rows {rows}\n", end="", flush=True)
+    line = make_mesh(ep=1, pp=4)
+    assert line.size == (1, 1)
+    assert (line.ends is not None) == (dist.get_rank() in (0, 3))
+    for sizes in (
+        {"ep": 3},
+        {"ep": 0},
+        {"ep": 2, "dp": 3},
+        {"ep": 1, "pp": 3},
+        {"ep": 4, "pp": 2},
+        {"ep": 2, "dp": 2, "pp": 2},
+    ):
         refused(lambda sizes=sizes: make_mesh(**sizes))
+    mesh = make_mesh(ep=2)
     refused(lambda: mesh.rows(torch.arange(6)))
     dist.destroy_process_group()
