@@ -8,6 +8,8 @@ import os
 # instead of spinning, otherwise two processes on two cores starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Kernels run in Triton's interpreter: read when they are defined.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails
 
 import random

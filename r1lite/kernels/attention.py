@@ -1,0 +1,183 @@
+"""Flash attention over packed documents: causal, grouped heads, d_qk != d_v.
+
+The kernels are in `attention_kernels`. MLA needs what tutorial attention cannot do:
+keys of 192 = 128 + 64 numbers beside values of 128 (V3), and documents packed in a
+row that do not see each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1lite.errors import R1Error
+from r1lite.kernels import attention_kernels as kernels
+from r1lite.kernels.choose import power_of_two, triton, use_triton
+
+QUERIES, KEYS = 64, 32  # a tile; small enough for 192 + 128 wide heads on an A100
+
+
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, causal: bool = True
+) -> Tensor:
+    """What `attention` computes, document by document, scores written out."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    out = []
+    for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[a:b]) * scale
+        if causal:
+            future = torch.ones(b - a, b - a, dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(future, float("-inf"))
+        out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[a:b]))
+    return torch.cat(out) if out else q.new_zeros(0, q.shape[1], v.shape[2])
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, causal: bool = True
+) -> Tensor:
+    """softmax(q k^T * scale) v within each document.
+
+    Args:
+        q: (tokens, heads, d_qk); k: (tokens, kv_heads, d_qk);
+            v: (tokens, kv_heads, d_v). Any strides but the last, which is 1.
+        starts: (documents + 1,) int32 or int64, from 0 to tokens, rising.
+
+    Returns:
+        (tokens, heads, d_v).
+
+    Raises:
+        R1Error: shapes that do not belong together.
+    """
+    _check(q, k, v)
+    if not use_triton(q):
+        return attention_reference(q, k, v, starts, scale, causal)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    longest = int((starts[1:] - starts[:-1]).max()) if len(starts) > 1 else 0
+    return _attention(q, k, v, starts, longest, scale, causal)[0]
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if len({len(q), len(k), len(v)}) > 1 or k.shape[1] != v.shape[1]:
+        raise R1Error(
+            f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v "
+            f"{tuple(v.shape)}; give (tokens, heads, width), k and v of equal heads"
+        )
+    if q.shape[1] % k.shape[1] or q.shape[2] != k.shape[2]:
+        raise R1Error(
+            f"attention: {q.shape[1]} heads of width {q.shape[2]} do not go with "
+            f"{k.shape[1]} key heads of width {k.shape[2]}"
+        )
+
+
+def tiles(width: int) -> tuple[int, int]:
+    """A width as two powers of two, the second 0 if one will do: 192 -> (128, 64)."""
+    whole = power_of_two(width)
+    if whole == width or width <= 16:
+        return max(16, whole), 0
+    half = whole // 2
+    return half, max(16, power_of_two(width - half))
+
+
+def _shape(q: Tensor, v: Tensor, causal: bool) -> dict[str, Any]:
+    d1, d2 = tiles(q.shape[2])
+    wide = max(16, power_of_two(v.shape[2]))
+    return {"CAUSAL": causal, "D1": d1, "D2": d2, "DV": wide, "M": QUERIES, "N": KEYS}
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(s for t in tensors for s in t.stride()[:2])
+
+
+@torch.library.custom_op("r1lite::attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    longest: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    tokens, heads, width = q.shape
+    o = q.new_empty(tokens, heads, v.shape[2])
+    lse = q.new_empty(heads, tokens, dtype=torch.float32)
+    grid = triton.cdiv(longest, QUERIES), (len(starts) - 1) * heads
+    if all(grid):
+        kernels.forward[grid](
+            *(q, k, v, o, lse, starts, scale, heads, heads // k.shape[1], tokens),
+            *(*_strides(q, k, v, o), width, v.shape[2]),
+            **_shape(q, v, causal),
+        )
+    return o, lse
+
+
+@_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    longest: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    tokens, heads = q.shape[:2]
+    o = q.new_empty(tokens, heads, v.shape[2])
+    return o, q.new_empty(heads, tokens, dtype=torch.float32)
+
+
+@torch.library.custom_op("r1lite::attention_backward", mutates_args=())
+def _attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    starts: Tensor,
+    longest: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, heads, width = q.shape
+    group, shape = heads // k.shape[1], _shape(q, v, causal)
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    delta = (do.float() * o.float()).sum(-1).T.contiguous()
+    documents = len(starts) - 1
+    given = (q, k, v, do, lse, delta)
+    grid = triton.cdiv(longest, KEYS), documents * k.shape[1]
+    if all(grid):
+        kernels.backward_keys[grid](
+            *(*given, dk, dv, starts, scale, k.shape[1], group, tokens),
+            *(*_strides(q, k, v, do, dk, dv), width, v.shape[2]),
+            **shape,
+        )
+        kernels.backward_queries[triton.cdiv(longest, QUERIES), documents * heads](
+            *(*given, dq, starts, scale, heads, group, tokens),
+            *(*_strides(q, k, v, do, dq), width, v.shape[2]),
+            **shape,
+        )
+    return dq, dk, dv
+
+
+@_attention_backward.register_fake
+def _(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, starts, *ctx.rest = inputs
+    ctx.save_for_backward(q, k, v, *output, starts)
+
+
+def _gradient(ctx: Any, do: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _attention_backward(do.contiguous(), *ctx.saved_tensors, *ctx.rest)
+    return *grads, None, None, None, None
+
+
+_attention.register_autograd(_gradient, setup_context=_keep)

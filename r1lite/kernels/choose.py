@@ -1,0 +1,62 @@
+"""Kernel or reference: by the device, or by hand with R1LITE_KERNELS.
+
+Triton is optional. Where it is missing, and on a CPU, the references compute. With
+TRITON_INTERPRET=1, set before Python starts, the kernels run on a CPU, slowly and
+one program after the other: that is how their numbers are proven without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from r1lite.errors import R1Error
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the CPU build of torch brings none
+    triton = tl = None
+
+CHOICES = ("auto", "off", "reference", "triton")
+
+
+def jit(function: Callable[..., None]) -> Any:
+    """`triton.jit`; without Triton the function stays what it is, never called."""
+    return triton.jit(function) if triton is not None else function
+
+
+def use_triton(x: Tensor) -> bool:
+    """Does a kernel compute what comes of `x`?
+
+    R1LITE_KERNELS: "auto" (the default) says yes on a GPU; "triton" insists;
+    "off" and "reference" say no.
+
+    Raises:
+        R1Error: an unknown choice, or "triton" where it cannot run.
+    """
+    choice = os.environ.get("R1LITE_KERNELS", "auto")
+    if choice not in CHOICES:
+        raise R1Error(
+            f"R1LITE_KERNELS: {choice!r} is unknown; set it to {', '.join(CHOICES)}"
+        )
+    runs = triton is not None and (x.is_cuda or interpreted())
+    if choice == "triton" and not runs:
+        raise R1Error(
+            "R1LITE_KERNELS: triton needs the package triton and a GPU, or "
+            "TRITON_INTERPRET=1 from the start; set it to auto"
+        )
+    return runs and (choice == "triton" or (choice == "auto" and x.is_cuda))
+
+
+def interpreted() -> bool:
+    """Do kernels run in Triton's interpreter?"""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least `n`: what `tl.arange` can count."""
+    return 1 << max(0, n - 1).bit_length()
