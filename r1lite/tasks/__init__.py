@@ -1,4 +1,4 @@
-"""Tasks whose answers a program can verify (chapter 9).
+"""Tasks whose answers a program can verify (chapter 8).
 
 The reward of R1-Zero is a rule, not a model (DeepSeek-R1, arXiv 2501.12948,
 section 2.2.2): is the answer right, and is it written in the asked form?
