@@ -16,7 +16,9 @@ from r1lite.errors import R1Error
 from r1lite.kernels import attention_kernels as kernels
 from r1lite.kernels.choose import power_of_two, triton, use_triton
 
-QUERIES, KEYS = 64, 32  # a tile; small enough for 192 + 128 wide heads on an A100
+# (queries, keys, warps) of a tile: what 192 + 128 wide heads leave room for in the
+# registers of an A100 (results/kernels/compile.md).
+FORWARD, BACK_KEYS, BACK_QUERIES = (64, 32, 8), (32, 32, 8), (32, 32, 4)
 
 
 def attention_reference(
@@ -81,10 +83,14 @@ def tiles(width: int) -> tuple[int, int]:
     return half, max(16, power_of_two(width - half))
 
 
-def _shape(q: Tensor, v: Tensor, causal: bool) -> dict[str, Any]:
-    d1, d2 = tiles(q.shape[2])
-    wide = max(16, power_of_two(v.shape[2]))
-    return {"CAUSAL": causal, "D1": d1, "D2": d2, "DV": wide, "M": QUERIES, "N": KEYS}
+def shape_of(
+    width: int, v_width: int, causal: bool, tile: tuple[int, int, int]
+) -> dict[str, Any]:
+    """The constants of a kernel for one tile size, without its warps."""
+    d1, d2 = tiles(width)
+    wide = max(16, power_of_two(v_width))
+    m, n, _ = tile
+    return {"CAUSAL": causal, "D1": d1, "D2": d2, "DV": wide, "M": m, "N": n}
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
@@ -104,12 +110,13 @@ def _attention(
     tokens, heads, width = q.shape
     o = q.new_empty(tokens, heads, v.shape[2])
     lse = q.new_empty(heads, tokens, dtype=torch.float32)
-    grid = triton.cdiv(longest, QUERIES), (len(starts) - 1) * heads
+    grid = triton.cdiv(longest, FORWARD[0]), (len(starts) - 1) * heads
     if all(grid):
         kernels.forward[grid](
             *(q, k, v, o, lse, starts, scale, heads, heads // k.shape[1], tokens),
             *(*_strides(q, k, v, o), width, v.shape[2]),
-            **_shape(q, v, causal),
+            **shape_of(width, v.shape[2], causal, FORWARD),
+            num_warps=FORWARD[2],
         )
     return o, lse
 
@@ -143,22 +150,25 @@ def _attention_backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tokens, heads, width = q.shape
-    group, shape = heads // k.shape[1], _shape(q, v, causal)
+    group = heads // k.shape[1]
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     delta = (do.float() * o.float()).sum(-1).T.contiguous()
     documents = len(starts) - 1
     given = (q, k, v, do, lse, delta)
-    grid = triton.cdiv(longest, KEYS), documents * k.shape[1]
+    grid = triton.cdiv(longest, BACK_KEYS[1]), documents * k.shape[1]
     if all(grid):
         kernels.backward_keys[grid](
             *(*given, dk, dv, starts, scale, k.shape[1], group, tokens),
             *(*_strides(q, k, v, do, dk, dv), width, v.shape[2]),
-            **shape,
+            **shape_of(width, v.shape[2], causal, BACK_KEYS),
+            num_warps=BACK_KEYS[2],
         )
-        kernels.backward_queries[triton.cdiv(longest, QUERIES), documents * heads](
+        grid = triton.cdiv(longest, BACK_QUERIES[0]), documents * heads
+        kernels.backward_queries[grid](
             *(*given, dq, starts, scale, heads, group, tokens),
             *(*_strides(q, k, v, do, dq), width, v.shape[2]),
-            **shape,
+            **shape_of(width, v.shape[2], causal, BACK_QUERIES),
+            num_warps=BACK_QUERIES[2],
         )
     return dq, dk, dv
 

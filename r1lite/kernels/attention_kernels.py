@@ -21,18 +21,26 @@ from r1lite.kernels.choose import jit, tl
 
 
 @jit
-def _tile(base, rows, stride, inside, first, width, SIZE: tl.constexpr):
-    """Columns `first` on of some rows: (len(rows), SIZE), zero outside."""
+def _tile(base, top, stride, inside, first, width, SIZE: tl.constexpr):
+    """Rows from `top` on, columns from `first` on: (len(inside), SIZE), zero outside.
+
+    Only the corner's address needs 64 bits. Within a tile 32 are enough, and with 64
+    the addresses alone would fill a thread's registers.
+    """
+    row = tl.arange(0, inside.shape[0])
     at = first + tl.arange(0, SIZE)
     mask = inside[:, None] & (at < width)[None, :]
-    return tl.load(base + rows[:, None] * stride + at[None, :], mask=mask, other=0.0)
+    corner = base + top * stride
+    return tl.load(corner + (row[:, None] * stride + at[None, :]), mask=mask, other=0.0)
 
 
 @jit
-def _put(base, x, rows, stride, inside, first, width, SIZE: tl.constexpr):
+def _put(base, x, top, stride, inside, first, width, SIZE: tl.constexpr):
+    row = tl.arange(0, inside.shape[0])
     at = first + tl.arange(0, SIZE)
     mask = inside[:, None] & (at < width)[None, :]
-    tl.store(base + rows[:, None] * stride + at[None, :], x, mask=mask)
+    corner = base + top * stride
+    tl.store(corner + (row[:, None] * stride + at[None, :]), x, mask=mask)
 
 
 @jit
@@ -57,7 +65,7 @@ def forward(
     first = tl.program_id(0) * M
     if first < length:
         row = first + tl.arange(0, M)
-        here = start + row
+        here = start + first
         real = row < length
         q_at = q + head.to(tl.int64) * q_head
         k_at = k + (head // group).to(tl.int64) * k_head
@@ -71,7 +79,7 @@ def forward(
         stop = tl.minimum(first + M, length) if CAUSAL else length
         for at in range(0, stop, N):
             column = at + tl.arange(0, N)
-            there, exists = start + column, column < length
+            there, exists = start + at, column < length
             s = _dot(q1, tl.trans(_tile(k_at, there, k_row, exists, 0, width, D1)))
             if D2:
                 k2 = _tile(k_at, there, k_row, exists, D1, width, D2)
@@ -90,7 +98,8 @@ def forward(
         acc = acc / total[:, None]
         o_at = o + head.to(tl.int64) * o_head
         _put(o_at, acc, here, o_row, real, 0, v_width, DV)
-        tl.store(lse + head.to(tl.int64) * tokens + here, top + tl.log(total), real)
+        levels = lse + head.to(tl.int64) * tokens + here + tl.arange(0, M)
+        tl.store(levels, top + tl.log(total), mask=real)
 
 
 @jit
@@ -111,7 +120,7 @@ def backward_keys(
     first = tl.program_id(0) * N
     if first < length:
         column = first + tl.arange(0, N)
-        there, exists = start + column, column < length
+        there, exists = start + first, column < length
         k_at = k + kv_head.to(tl.int64) * k_head
         v_at = v + kv_head.to(tl.int64) * v_head
         k1 = _tile(k_at, there, k_row, exists, 0, width, D1)
@@ -126,13 +135,13 @@ def backward_keys(
             head = (kv_head * group + member).to(tl.int64)
             for at in range(begin, length, M):
                 row = at + tl.arange(0, M)
-                here, real = start + row, row < length
+                here, real = start + at, row < length
                 q1 = _tile(q + head * q_head, here, q_row, real, 0, width, D1)
                 s = _dot(q1, tl.trans(k1))
                 if D2:
                     q2 = _tile(q + head * q_head, here, q_row, real, D1, width, D2)
                     s += _dot(q2, tl.trans(k2))
-                level = tl.load(lse + head * tokens + here, mask=real, other=0.0)
+                level = tl.load(lse + head * tokens + start + row, mask=real, other=0.0)
                 seen = exists[None, :] & real[:, None]
                 if CAUSAL:
                     seen = seen & (column[None, :] <= row[:, None])
@@ -140,7 +149,7 @@ def backward_keys(
                 grad = _tile(do + head * do_head, here, do_row, real, 0, v_width, DV)
                 dvalues += _dot(tl.trans(p).to(grad.dtype), grad)
                 dp = _dot(grad, tl.trans(values))
-                d = tl.load(delta + head * tokens + here, mask=real, other=0.0)
+                d = tl.load(delta + head * tokens + start + row, mask=real, other=0.0)
                 ds = tl.trans(p * (dp - d[:, None]) * scale).to(q1.dtype)
                 dk1 += _dot(ds, q1)
                 if D2:
@@ -171,7 +180,7 @@ def backward_queries(
     first = tl.program_id(0) * M
     if first < length:
         row = first + tl.arange(0, M)
-        here, real = start + row, row < length
+        here, real = start + first, row < length
         wide = head.to(tl.int64)
         k_at = k + (head // group).to(tl.int64) * k_head
         v_at = v + (head // group).to(tl.int64) * v_head
@@ -181,12 +190,12 @@ def backward_queries(
             q2 = _tile(q + wide * q_head, here, q_row, real, D1, width, D2)
             dq2 = tl.zeros((M, D2), tl.float32)
         grad = _tile(do + wide * do_head, here, do_row, real, 0, v_width, DV)
-        level = tl.load(lse + wide * tokens + here, mask=real, other=0.0)
-        d = tl.load(delta + wide * tokens + here, mask=real, other=0.0)
+        level = tl.load(lse + wide * tokens + start + row, mask=real, other=0.0)
+        d = tl.load(delta + wide * tokens + start + row, mask=real, other=0.0)
         stop = tl.minimum(first + M, length) if CAUSAL else length
         for at in range(0, stop, N):
             column = at + tl.arange(0, N)
-            there, exists = start + column, column < length
+            there, exists = start + at, column < length
             k1 = _tile(k_at, there, k_row, exists, 0, width, D1)
             s = _dot(q1, tl.trans(k1))
             if D2:

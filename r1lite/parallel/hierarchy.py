@@ -83,8 +83,8 @@ def make_nodes(
 def dispatch_by_node_(model: nn.Module, nodes: Nodes) -> None:
     """Let every MoE layer dispatch by nodes, after the experts were sharded::
 
-    shard_experts_(model, mesh.ep)  # or fully_shard_(model, mesh)
-    dispatch_by_node_(model, make_nodes(mesh.ep, node_size=8))
+        shard_experts_(model, mesh.ep)  # or fully_shard_(model, mesh)
+        dispatch_by_node_(model, make_nodes(mesh.ep, node_size=8))
     """
     for layer in moe_layers(model):
         layer.dispatcher = NodeLimited(nodes)

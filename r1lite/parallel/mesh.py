@@ -4,7 +4,7 @@ Ranks are numbered (stage * dp + d) * ep + e, so the ranks of one expert-paralle
 group are neighbours: their all-to-all stays within a machine where it can (V3,
 arXiv 2412.19437, section 3.2: 64-way expert parallelism over 8 machines, data
 parallelism beside it, 16 pipeline stages). What passes from stage to stage is
-little, so that way may be the longest.
+little, so that way may be the longest::
 
     dp 2, ep 2      ep ->                 pp 2: stage 0  0  1    stage 1  4  5
                 dp   0  1      experts are cut up along   2  3             6  7
