@@ -28,7 +28,7 @@ run: $(STAMP) ## train the nano recipe end to end (about ten minutes)
 	@echo "chat:    $(BIN)/r1lite chat runs/nano/final"
 
 test: $(STAMP) ## run every test and every notebook
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 book: $(STAMP) ## open the chapters in JupyterLab
 	@$(BIN)/jupyter lab chapters
