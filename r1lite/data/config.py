@@ -25,6 +25,11 @@ class DataConfig(Section):
     caps: source = its largest share in its domain, in place of its own.
     heldout: share of documents, chosen by hash, that are never trained on.
     heldout_bytes: held-out text of a domain that is measured, at most.
+    near_duplicates: similarity from which a document counts as a repetition of
+        an earlier one of its domain and is dropped; 0 keeps all.
+    overlap: a training document of whose 10-grams more than this share stand in
+        held-out text or in a test is dropped; 1 keeps all.
+    fim: domain = share of its documents that are reordered to fill in the middle.
     """
 
     model_config = ConfigDict(validate_default=True)
@@ -34,6 +39,9 @@ class DataConfig(Section):
     caps: dict[str, float] = Field(default_factory=dict)
     heldout: float = Field(default=0.05, ge=0, le=0.5)
     heldout_bytes: int = Field(default=50_000, ge=1)
+    near_duplicates: float = Field(default=0.0, ge=0, le=1)
+    overlap: float = Field(default=1.0, ge=0, le=1)
+    fim: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("mixture")
     @classmethod
@@ -72,6 +80,19 @@ class DataConfig(Section):
             if not 0 < cap <= 1:
                 raise ValueError(f"{name} has cap {cap}; give above 0, at most 1")
         return caps
+
+    @field_validator("fim")
+    @classmethod
+    def _shares_of_domains(
+        cls, fim: dict[str, float], info: ValidationInfo
+    ) -> dict[str, float]:
+        for domain, share in fim.items():
+            domains = info.data.get("mixture", fim)
+            if domain not in domains:
+                raise ValueError(f"{domain} is no domain; {_hint(domain, domains)}")
+            if not 0 <= share <= 1:
+                raise ValueError(f"{domain} has share {share}; give 0 to 1")
+        return fim
 
 
 def _default_sources(domain: str) -> tuple[str, ...]:

@@ -8,21 +8,20 @@ that it cuts finely would get more of the training than it says.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from r1lite.data import sources
 from r1lite.data.config import DataConfig
-from r1lite.data.corpus import Corpus, Drawn, hold_out, size, source_shares, split
-from r1lite.data.sources import Source
+from r1lite.data.corpus import Corpus, Drawn, size, split
+from r1lite.data.domains import Extra, load_domains, named_shares
+from r1lite.data.fim import fill_in_the_middle
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
 
 __all__ = ["DataConfig", "HeldOut", "Mixture", "build", "tokenizer_texts"]
-
-Extra = Mapping[str, Sequence[str]]  # domain: documents that the caller made
 
 
 @dataclass(frozen=True)
@@ -55,27 +54,37 @@ def build(
     seed: int,
     extra: Extra | None = None,
     root: str | Path | None = None,
+    tests: Sequence[str] = (),
 ) -> Mixture:
     """Draw `tokens_needed` tokens, control tokens included, by the mixture's shares.
 
     A source that is too short repeats. `extra` adds documents to domains;
-    `root` is where a relative "folder:" begins. The summary has "domains", for
-    each what it was asked for and got with its sources; "heldout_bytes" by
-    domain; "python", the version, for its library's text depends on it; and
-    "hash" over all text.
+    `root` is where a relative "folder:" begins; `tests` are texts that
+    `config.overlap` protects besides the held-out ones. Documents reordered to
+    fill in the middle are a few tokens longer than was drawn. The summary has
+    "domains", for each what it was asked for and got with its sources, and what
+    was removed; "heldout_bytes" by domain; "python", the version, for its
+    library's text depends on it; and "hash" over all text.
 
     Raises:
         R1Error: a domain has no text, or a source cannot be read.
     """
-    loaded, held = _load(config, extra or {}, root)
+    loaded = load_domains(config, extra or {}, root, tests)
     domains: dict[str, Any] = {}
     documents: list[list[int]] = []
     quotas = split(tokens_needed, {d: config.mixture[d] for d in loaded})
-    for domain, corpora in loaded.items():
-        parts = split(quotas[domain], _named_shares(corpora))
+    for domain, found in loaded.items():
+        corpora = found.corpora
+        parts = split(quotas[domain], named_shares(corpora))
         drawn = [c.draw(tokenizer, parts[c.source.name], seed) for c in corpora]
+        if rate := config.fim.get(domain, 0.0):
+            drawn = [
+                replace(d, ids=fill_in_the_middle(tokenizer, d.ids, rate, seed))
+                for d in drawn
+            ]
         documents += [ids for d in drawn for ids in d.ids]
         domains[domain] = _domain_summary(config.mixture[domain], corpora, drawn)
+        domains[domain]["removed"] = asdict(found.removed)
     total = sum(d["tokens"] for d in domains.values())
     if not total:
         raise R1Error(
@@ -84,7 +93,9 @@ def build(
         )
     for d in domains.values():
         d["share"] = d["tokens"] / total
-    heldout = {d: _held_out(texts, tokenizer, config) for d, texts in held.items()}
+    heldout = {
+        d: _held_out(x.held, tokenizer, config) for d, x in loaded.items() if x.held
+    }
     summary = {
         "python": platform.python_version(),
         "tokens": total,
@@ -102,56 +113,20 @@ def tokenizer_texts(
     seed: int,
     max_bytes: int,
     root: str | Path | None = None,
+    tests: Sequence[str] = (),
 ) -> list[str]:
     """About `max_bytes` of training text in the mixture's shares, by bytes.
 
     Each document at most once; nothing that is held out.
     """
     texts: list[str] = []
-    loaded, _ = _load(config, extra or {}, root)
+    loaded = load_domains(config, extra or {}, root, tests)
     quotas = split(max_bytes, {d: config.mixture[d] for d in loaded})
-    for domain, corpora in loaded.items():
-        parts = split(quotas[domain], _named_shares(corpora))
-        for c in corpora:
+    for domain, found in loaded.items():
+        parts = split(quotas[domain], named_shares(found.corpora))
+        for c in found.corpora:
             texts += c.draw_texts(parts[c.source.name], seed)
     return texts
-
-
-def _load(
-    config: DataConfig, extra: Extra, root: str | Path | None
-) -> tuple[dict[str, list[Corpus]], dict[str, list[str]]]:
-    """Corpora and held-out documents of every domain with a share."""
-    loaded, held, seen = {}, {}, set[str]()
-    for domain, share in config.mixture.items():
-        if not share:
-            continue
-        texts: dict[Source, list[str]] = {}
-        for name in config.sources[domain]:
-            texts[sources.find(name, root)] = sources.load(name, root)
-        if extra.get(domain):
-            made = Source("generated", domain, "r1lite", "MIT", lambda _: ())
-            texts[made] = sources.clean(extra[domain])
-        for source, documents in texts.items():  # no text counts twice
-            texts[source] = [t for t in documents if t not in seen]
-            seen.update(documents)
-        everything = [t for documents in texts.values() for t in documents]
-        held[domain] = hold_out(everything, config.heldout)
-        out = set(held[domain])
-        found = [
-            Corpus(s, config.caps.get(s.name, s.cap), t, out) for s, t in texts.items()
-        ]
-        loaded[domain] = [c for c in found if c.texts]
-        if not loaded[domain]:
-            raise R1Error(
-                f"data.sources.{domain}: there is no text to train on; name a source "
-                f"with text or set data.mixture.{domain} to 0"
-            )
-    return loaded, {d: texts for d, texts in held.items() if texts}
-
-
-def _named_shares(corpora: list[Corpus]) -> dict[str, float]:
-    names = [c.source.name for c in corpora]
-    return dict(zip(names, source_shares(corpora), strict=True))
 
 
 def _held_out(texts: list[str], tokenizer: R1Tokenizer, config: DataConfig) -> HeldOut:

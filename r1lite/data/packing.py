@@ -77,10 +77,14 @@ class PackedRows:
 
     def batch(self, step: int, batch_size: int) -> Rows:
         """The `batch_size` rows of `step` (0-based), any step at any time."""
-        rows = [self._row(step * batch_size + i) for i in range(batch_size)]
+        return self.rows(step * batch_size, batch_size)
+
+    def rows(self, first: int, count: int) -> Rows:
+        """Rows `first` to `first + count` of the stream, for batches that grow."""
+        rows = [self.row(first + i) for i in range(count)]
         return Rows(*(torch.from_numpy(np.stack(x)) for x in zip(*rows, strict=True)))
 
-    def _row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, document ids and positions of row `index` of the stream."""
         ids = np.empty(self.width, dtype=np.int64)
         documents, positions = np.empty_like(ids), np.empty_like(ids)

@@ -96,6 +96,11 @@ class R1Tokenizer:
         """Number of ids, control tokens included."""
         return int(self._tokenizer.get_vocab_size())
 
+    @property
+    def backend(self) -> Tokenizer:
+        """The library's tokenizer, for what is not offered here."""
+        return self._tokenizer
+
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> R1Tokenizer:
         """Learn merges from `texts`; the same texts give the same tokenizer.

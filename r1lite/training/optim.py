@@ -163,13 +163,13 @@ def set_lr(optimizers: list[Optimizer], scale: float) -> None:
             group["lr"] = scale * group.setdefault("base_lr", group["lr"])
 
 
-def step(optimizers: list[Optimizer], norm: float) -> None:
+def step(optimizers: list[Optimizer], norm: float, skip: bool = False) -> None:
     """Update and clear the gradients, whose norm before clipping was `norm`.
 
-    A step whose gradient is not finite is skipped: one bad batch must not
-    turn every weight into NaN. The caller logs the norm, so it is seen.
+    A step whose gradient is not finite is skipped, as with `skip`: one bad batch
+    must not turn every weight into NaN. The caller logs the norm, so it is seen.
     """
     for optimizer in optimizers:
-        if math.isfinite(norm):
+        if math.isfinite(norm) and not skip:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
