@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r1lite.training.grpo import GRPOConfig, group_advantages, policy_loss
+from r1lite.training.grpo import GRPOConfig
+from r1lite.training.policy_loss import group_advantages, policy_loss
 
 
 def test_advantages_of_four_answers_by_hand() -> None:
