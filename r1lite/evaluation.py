@@ -6,6 +6,7 @@ do we when sampling; with greedy decoding there is one answer to a problem.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -43,7 +44,8 @@ class LevelResult:
     """One policy on the problems of one family and level.
 
     `accuracy` and `format` are shares of answers, `mean_length` tokens of an
-    answer, `pass_k` the share of problems solved by any of k samples.
+    answer, `pass_k` the share of problems solved by any of k samples, `cons_k`
+    by the answer that most of them give.
     """
 
     family: str
@@ -54,6 +56,7 @@ class LevelResult:
     think_share: float
     mean_length: float
     pass_k: float | None = None
+    cons_k: float | None = None
 
 
 def problem_set(
@@ -106,6 +109,7 @@ def by_level(items: Sequence[Rollout], n: int = 1) -> list[LevelResult]:
             think_share=fmean(r.parsed.has_think for r in rows),
             mean_length=fmean(len(r.response) for r in rows),
             pass_k=_pass_k(rows, n) if n > 1 else None,
+            cons_k=_cons_k(rows, n) if n > 1 else None,
         )
         for (family, level), rows in groups.items()
     ]
@@ -120,6 +124,23 @@ def _pass_k(rows: Sequence[Rollout], n: int) -> float:
     groups = [rows[i : i + n] for i in range(0, len(rows), n)]
     right = [sum(int(r.score.accuracy) for r in group) for group in groups]
     return fmean(pass_at_k(n, correct, n) for correct in right)
+
+
+def _cons_k(rows: Sequence[Rollout], n: int) -> float:
+    return fmean(majority(rows[i : i + n]) for i in range(0, len(rows), n))
+
+
+def majority(group: Sequence[Rollout]) -> float:
+    """1 if the answer that most samples of one problem give is right, else 0.
+
+    R1's cons@64. Samples without an answer do not vote; of two answers with as
+    many votes the one given first counts.
+    """
+    votes = Counter(r.parsed.answer for r in group if r.parsed.answer is not None)
+    if not votes:
+        return 0.0
+    ((winner, _),) = votes.most_common(1)  # in order of first appearance
+    return next(r.score.accuracy for r in group if r.parsed.answer == winner)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

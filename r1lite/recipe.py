@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import Field
 
 from r1lite.config import R1Config
 from r1lite.data.mixture import DataConfig
@@ -19,7 +20,9 @@ from r1lite.settings import Section, parse
 from r1lite.tasks import stream
 from r1lite.tasks.demonstrations import DemoConfig
 from r1lite.training.compute import ComputeConfig, ParallelConfig
+from r1lite.training.distill import DistillConfig
 from r1lite.training.grpo import GRPOConfig
+from r1lite.training.ppo import PPOConfig
 from r1lite.training.pretrain import PretrainConfig
 from r1lite.training.rejection import ExpertConfig
 from r1lite.training.sft import SFTConfig
@@ -59,6 +62,31 @@ class ControlsConfig(Section):
     expert: ExpertConfig = ExpertConfig()
 
 
+class R1Section(Section):
+    """Section `[r1]`: what follows GRPO in R1, and rivals; off unless `enabled`.
+
+    `ask` problems get `samples` answers each from the GRPO model; of the right ones
+    `keep` each go into the rejection SFT, which starts from the base, with `general`
+    as the share of dialogues. `second` is the RL after it (temperature 0.7 in R1).
+    `student` holds the fields in which the student's model differs.
+    """
+
+    enabled: bool = False
+    ppo: PPOConfig = PPOConfig()
+    ask: int = 3000
+    samples: int = 2
+    keep: int = 2
+    general: float = 0.1
+    rejection: SFTConfig = SFTConfig()
+    second: GRPOConfig = GRPOConfig(temperature=0.7, kl_coef=0.001)
+    student: dict[str, int] = Field(
+        default_factory=lambda: {"hidden_size": 64, "num_hidden_layers": 2}
+    )
+    student_pretrain: PretrainConfig = PretrainConfig()
+    student_sft: SFTConfig = SFTConfig()
+    distill: DistillConfig = DistillConfig()
+
+
 class GoalsConfig(Section):
     """Section `[goals]`: what the run promises; the report says if it was kept.
 
@@ -93,6 +121,7 @@ class Recipe(Section):
     sft: SFTConfig = SFTConfig()
     grpo: GRPOConfig = GRPOConfig()
     controls: ControlsConfig = ControlsConfig()
+    r1: R1Section = R1Section()
     evaluation: EvalConfig = EvalConfig()
     goals: GoalsConfig = GoalsConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -152,6 +181,16 @@ def read(path: Path) -> Recipe:
     return parse(Recipe, _read(str(path)), str(path))
 
 
+def with_section(recipe: Recipe, name: str, values: dict[str, Any]) -> Recipe:
+    """The recipe with one section replaced, checked as a file is.
+
+    Raises:
+        R1Error: a field that does not fit.
+    """
+    plain = recipe.model_dump(mode="json", exclude_none=True)
+    return parse(Recipe, {**plain, name: values}, "recipe")
+
+
 def _check_early(recipe: Recipe) -> None:
     """Find now what a stage would find after minutes of training."""
     context = recipe.model_config_for().max_position_embeddings
@@ -161,6 +200,16 @@ def _check_early(recipe: Recipe) -> None:
         "grpo.max_new_tokens": recipe.grpo.max_new_tokens,
         "evaluation.max_new_tokens": recipe.evaluation.max_new_tokens,
     }
+    if recipe.r1.enabled:
+        r1 = recipe.r1
+        answers["r1.ppo.max_new_tokens"] = r1.ppo.max_new_tokens
+        answers["r1.second.max_new_tokens"] = r1.second.max_new_tokens
+        rows |= {
+            "r1.rejection": r1.rejection.seq_len,
+            "r1.student_pretrain": r1.student_pretrain.seq_len,
+            "r1.student_sft": r1.student_sft.seq_len,
+            "r1.distill": r1.distill.seq_len,
+        }
     for name, length in [(f"{k}.seq_len", v) for k, v in rows.items()] + [
         *answers.items()
     ]:

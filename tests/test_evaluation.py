@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -11,11 +12,13 @@ from r1lite.errors import R1Error
 from r1lite.evaluation import (
     EvalConfig,
     by_level,
+    majority,
     pass_at_k,
     pooled_accuracy,
     problem_set,
 )
 from r1lite.tasks import split_of
+from r1lite.training.rollout import Rollout
 
 
 def test_by_level_counts_by_hand() -> None:
@@ -36,6 +39,36 @@ def test_samples_of_one_problem_count_as_one() -> None:
     items = [answered(3, r, 4) for r in (False, True, False, False)]
     (result,) = by_level(items, n=2)
     assert (result.n, result.accuracy, result.pass_k) == (2, 0.25, 0.5)
+
+
+def voted(*answers: str | None) -> list[Rollout]:
+    """Samples of one problem whose right answer is 1."""
+    items = [answered(3, a == "1", 4) for a in answers]
+    return [
+        replace(r, parsed=replace(r.parsed, answer=a))
+        for r, a in zip(items, answers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "want"),
+    [
+        (("1", "2", "1"), 1.0),
+        (("2", "2", "1"), 0.0),
+        (("1", "2"), 1.0),  # a tie: the first one
+        (("2", "1"), 0.0),
+        ((None, None, "1"), 1.0),  # no answer is no vote
+        ((None, None), 0.0),
+    ],
+)
+def test_majority_by_hand(answers: tuple[str | None, ...], want: float) -> None:
+    assert majority(voted(*answers)) == want
+
+
+def test_votes_can_be_right_more_often_than_samples_and_less() -> None:
+    items = [*voted("1", "1", "3"), *voted("2", "2", "1")]
+    (result,) = by_level(items, n=3)
+    assert (result.accuracy, result.cons_k, result.pass_k) == (0.5, 0.5, 1.0)
 
 
 def test_pass_at_k_equals_counting_every_draw() -> None:

@@ -19,13 +19,20 @@ import torch
 from test_exercises import FOLDER, GROUPS, MUTANTS
 
 from r1lite.config import R1Config
+from r1lite.data import chat
+from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.generation import generate
 from r1lite.model import R1Model
 from r1lite.report.schema import Report
+from r1lite.tasks import stream
 from r1lite.training import metrics
+from r1lite.training.grpo import GRPOConfig, grpo
 from r1lite.training.loop import Run
 from r1lite.training.metrics import MetricsLog
 from r1lite.training.pretrain import PretrainConfig, pretrain
+from r1lite.training.rejection import ExpertConfig, expert_iteration
+from r1lite.training.rollout import Rollout
+from r1lite.training.sft import SFTConfig, sft
 from r1lite.workbook import swap
 
 SMALL = {
@@ -102,6 +109,20 @@ class Rows:
         return SimpleNamespace(ids=ids, document_ids=torch.zeros_like(ids))
 
 
+def fine_tune_and_reinforce(run: Run, model: R1Model, tokenizer: R1Tokenizer) -> None:
+    """One step of every later stage."""
+    shown = chat.example(tokenizer, "1+2", None, "3")
+    sft(run, "sft", model, SFTConfig(steps=1, tokens=64, seq_len=64), lambda i: shown)
+    at = stream({"chain/3": 1.0}, 0).problem_at
+    size = {"steps": 1, "questions": 2, "group_size": 2, "max_new_tokens": 4}
+
+    def differing(items: list[Rollout]) -> torch.Tensor:
+        return torch.arange(float(len(items)))
+
+    grpo(run, model, tokenizer, GRPOConfig(**size), at, differing)
+    expert_iteration(run, model, tokenizer, ExpertConfig(**size, seq_len=64), at)
+
+
 def test_every_own_part_is_called_by_training_or_sampling(
     solved: Path, tmp_path: Path
 ) -> None:
@@ -117,15 +138,21 @@ def test_every_own_part_is_called_by_training_or_sampling(
 
         return dataclasses.replace(part, function=counted)
 
+    tokenizer = R1Tokenizer.train(["the model of the model"] * 20, 300)
     config = R1Config.preset("nano").with_(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, n_group=2, topk_group=1
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        n_group=2,
+        topk_group=1,
     )
     with swap.using([counting(p) for p in parts]):
         model = R1Model(config)
         stage = PretrainConfig(steps=2, batch_size=2, seq_len=12, document_mask=True)
-        log = MetricsLog(tmp_path, tensorboard=False)
-        pretrain(Run(tmp_path, 0, log, progress=False), model, stage, Rows())  # type: ignore[arg-type]
+        run = Run(tmp_path, 0, MetricsLog(tmp_path, tensorboard=False), progress=False)
+        pretrain(run, model, stage, Rows())  # type: ignore[arg-type]
         generate(model, [[1, 2, 3], [4]], 4, temperature=1.0, top_p=0.9)
+        fine_tune_and_reinforce(run, model, tokenizer)
     assert {e.number for e in SWAPS} == set(calls)
 
 

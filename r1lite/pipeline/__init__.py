@@ -10,7 +10,7 @@ from rich.console import Console
 import r1lite.report as parts
 from r1lite import hub
 from r1lite.evaluation import LevelResult
-from r1lite.pipeline import controls, stages, summary
+from r1lite.pipeline import controls, r1, stages, summary
 from r1lite.pipeline.context import Context, open_run
 from r1lite.pipeline.measure import Measure, Way
 from r1lite.recipe import Recipe
@@ -57,6 +57,8 @@ def _work(context: Context) -> None:
         results["clean"] = controls.make_clean(context)
         results["continued"] = controls.make_continued(context, results["grpo"])
         results["expert"] = controls.make_expert(context)
+    if context.recipe.r1.enabled:
+        r1.make_all(context)
     context.say("[bold]evaluation[/bold]")
     measure = Measure(context)
     rows = _controls(measure, results) if with_controls else []
