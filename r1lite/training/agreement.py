@@ -28,7 +28,7 @@ Experts = list[Tensor]
 
 @dataclass(frozen=True)
 class Agreement:
-    """gap: largest and mean absolute difference of the log-probabilities of answer tokens.
+    """gap: largest and mean distance between the log-probabilities of answer tokens.
 
     routing: share of (token, layer) whose experts are the same set; 1 for a model
     without experts.

@@ -68,7 +68,7 @@ class Reliability:
 def reliability(rewards: Tensor, bins: int = 10) -> Reliability:
     """Is the model right as often as it says? rewards: (pairs, 2).
 
-    Its probability of the reply it prefers is sigmoid(absolute difference), so from 1/2
+    Its probability of the reply it prefers is sigmoid of their distance, so from 1/2
     to 1 (Guo et al., arXiv 1706.04599, section 2, for the error).
     """
     gap = (rewards[:, 0] - rewards[:, 1]).double()
