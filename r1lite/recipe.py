@@ -22,6 +22,7 @@ from r1lite.tasks.demonstrations import DemoConfig
 from r1lite.training.compute import ComputeConfig, ParallelConfig
 from r1lite.training.distill import DistillConfig
 from r1lite.training.grpo import GRPOConfig
+from r1lite.training.guard import GuardConfig
 from r1lite.training.ppo import PPOConfig
 from r1lite.training.pretrain import PretrainConfig
 from r1lite.training.rejection import ExpertConfig
@@ -124,6 +125,7 @@ class Recipe(Section):
     r1: R1Section = R1Section()
     evaluation: EvalConfig = EvalConfig()
     goals: GoalsConfig = GoalsConfig()
+    guard: GuardConfig | None = None
     compute: ComputeConfig = ComputeConfig()
     parallel: ParallelConfig = ParallelConfig()
     mine: dict[str, str] | None = None

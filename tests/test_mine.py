@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from test_exercises import FOLDER, GROUPS, MUTANTS
 
 from r1lite.config import R1Config
 from r1lite.data import chat
+from r1lite.data.packing import PackedRows
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.generation import generate
 from r1lite.model import R1Model
@@ -101,14 +101,6 @@ def test_all_own_parts_train_like_the_package(solved: Path, tmp_path: Path) -> N
     assert run(own, solved).returncode == 2
 
 
-class Rows:
-    """Batches of random tokens, as `pretrain` asks for them."""
-
-    def batch(self, step: int, size: int) -> SimpleNamespace:
-        ids = torch.randint(64, (size, 13))
-        return SimpleNamespace(ids=ids, document_ids=torch.zeros_like(ids))
-
-
 def fine_tune_and_reinforce(run: Run, model: R1Model, tokenizer: R1Tokenizer) -> None:
     """One step of every later stage."""
     shown = chat.example(tokenizer, "1+2", None, "3")
@@ -150,7 +142,8 @@ def test_every_own_part_is_called_by_training_or_sampling(
         model = R1Model(config)
         stage = PretrainConfig(steps=2, batch_size=2, seq_len=12, document_mask=True)
         run = Run(tmp_path, 0, MetricsLog(tmp_path, tensorboard=False), progress=False)
-        pretrain(run, model, stage, Rows())  # type: ignore[arg-type]
+        rows = PackedRows([[20] * 9, [30] * 5], tokenizer, 12, 0)
+        pretrain(run, model, stage, rows)
         generate(model, [[1, 2, 3], [4]], 4, temperature=1.0, top_p=0.9)
         fine_tune_and_reinforce(run, model, tokenizer)
     assert {e.number for e in SWAPS} == set(calls)

@@ -81,7 +81,9 @@ def make_nodes(
 
 
 def dispatch_by_node_(model: nn.Module, nodes: Nodes) -> None:
-    """Let every MoE layer dispatch by nodes, after the experts were sharded::
+    """Let every MoE layer dispatch by nodes.
+
+    After the experts were sharded::
 
         shard_experts_(model, mesh.ep)  # or fully_shard_(model, mesh)
         dispatch_by_node_(model, make_nodes(mesh.ep, node_size=8))

@@ -121,6 +121,7 @@ def open_run(recipe: Recipe, out: Path, console: Console, progress: bool) -> Con
         team=team,
         compute=recipe.compute,
         parallel=recipe.parallel,
+        guard=recipe.guard,
     )
     return Context(recipe, run, console)
 

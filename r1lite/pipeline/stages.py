@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from r1lite.data import chat, mixture
+from r1lite.data import chat, fim, mixture
 from r1lite.data.packing import PackedRows
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.model import R1Model
@@ -53,7 +53,11 @@ def make_tokenizer(context: Context) -> None:
         recipe.seed,
         recipe.tokenizer.train_bytes,
     )
-    R1Tokenizer.train(texts, recipe.tokenizer.vocab_size).save(target)
+    marks = len(fim.MARKS) if recipe.data.fim else 0
+    tokenizer = R1Tokenizer.train(texts, recipe.tokenizer.vocab_size - marks)
+    if marks:
+        fim.add_marks(tokenizer)
+    tokenizer.save(target)
 
 
 def make_base(context: Context) -> StageResult:

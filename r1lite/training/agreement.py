@@ -64,14 +64,23 @@ def _recorded(routers: Sequence[Router], found: list[list[Tensor]]) -> Iterator[
             hook.remove()
 
 
+class _Chosen:
+    """Stands in for `Router.choose`: the picks are known."""
+
+    def __init__(self, picks: Tensor) -> None:
+        self.picks = picks
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        return self.picks.to(scores.device)
+
+
 @contextmanager
 def replayed(model: R1Model, experts: Experts) -> Iterator[None]:
     """Inside, each router picks what `experts` (batch, seq, K) say; weights are own."""
     routers = _routers(model)
     try:
         for router, chosen in zip(routers, experts, strict=True):
-            picks = chosen.flatten(0, 1)
-            router.choose = lambda scores, p=picks: p.to(scores.device)  # type: ignore[method-assign]
+            vars(router)["choose"] = _Chosen(chosen.flatten(0, 1))
         yield
     finally:
         for router in routers:
