@@ -53,7 +53,7 @@ def make_tokenizer(context: Context) -> None:
         recipe.seed,
         recipe.tokenizer.train_bytes,
     )
-    marks = len(fim.MARKS) if recipe.data.fim else 0
+    marks = len(fim.FIM) if recipe.data.fim else 0
     tokenizer = R1Tokenizer.train(texts, recipe.tokenizer.vocab_size - marks)
     if marks:
         fim.add_marks(tokenizer)
