@@ -208,7 +208,7 @@ def test_nbval_catches_drift_but_not_an_unexecuted_cell(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_outputs_do_not_depend_on_the_processor(path: Path) -> None:
     """Run again as an older processor would: other kernels, other rounding."""
