@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from r1lite.data import chat, mixture, sources
+from r1lite.data import chat, sources
 from r1lite.data.packing import PackedRows
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
@@ -21,7 +21,7 @@ from r1lite.generation import Sampling
 from r1lite.model import R1Model
 from r1lite.pipeline.context import Context
 from r1lite.pipeline.stages import (
-    mathematics,
+    mixture_for,
     problem_source,
     supervised,
 )
@@ -124,13 +124,7 @@ def make_student_base(context: Context) -> StageResult:
     def train() -> tuple[R1Model, StageResult]:
         recipe, tokenizer = context.recipe, context.tokenizer()
         config = recipe.r1.student_pretrain
-        data = mixture.build(
-            recipe.data,
-            tokenizer,
-            config.tokens + config.batch_size * (config.seq_len + 1),
-            recipe.seed,
-            mathematics(context, config.tokens),
-        )
+        data = mixture_for(context, config)
         seed = derive_seed(recipe.seed, "student pack")
         rows = PackedRows(data.documents, tokenizer, config.seq_len, seed)
         torch.manual_seed(derive_seed(recipe.seed, "student"))

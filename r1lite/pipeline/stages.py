@@ -16,7 +16,7 @@ from r1lite.tasks.demonstrations import DemoConfig, Demonstrations
 from r1lite.tasks.documents import documents
 from r1lite.training.grpo import grpo
 from r1lite.training.loop import StageResult, derive_seed
-from r1lite.training.pretrain import bits_per_byte, pretrain
+from r1lite.training.pretrain import PretrainConfig, bits_per_byte, pretrain
 from r1lite.training.sft import SFTConfig, sft
 
 
@@ -60,19 +60,25 @@ def make_tokenizer(context: Context) -> None:
     tokenizer.save(target)
 
 
+def mixture_for(context: Context, config: PretrainConfig) -> mixture.Mixture:
+    """Enough documents of the recipe's mixture for a pretraining stage."""
+    recipe = context.recipe
+    return mixture.build(
+        recipe.data,
+        context.tokenizer(),
+        config.tokens + config.batch_size * (config.seq_len + 1),
+        recipe.seed,
+        mathematics(context, config.tokens),
+    )
+
+
 def make_base(context: Context) -> StageResult:
     """Pretrain from random weights and measure held-out bits per byte."""
 
     def train() -> tuple[R1Model, StageResult]:
         recipe, tokenizer = context.recipe, context.tokenizer()
         config = recipe.pretrain
-        data = mixture.build(
-            recipe.data,
-            tokenizer,
-            config.tokens + config.batch_size * (config.seq_len + 1),
-            recipe.seed,
-            mathematics(context, config.tokens),
-        )
+        data = mixture_for(context, config)
         rows = PackedRows(
             data.documents, tokenizer, config.seq_len, derive_seed(recipe.seed, "pack")
         )

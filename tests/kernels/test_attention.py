@@ -14,11 +14,7 @@ from r1lite.kernels.attention import (
     tiles,
 )
 
-
-@pytest.fixture(autouse=True)
-def kernels_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("R1LITE_KERNELS", "triton")
-
+pytestmark = pytest.mark.usefixtures("kernels_on")
 
 # lengths of documents, heads, key heads, d_qk, d_v, causal
 CASES = [

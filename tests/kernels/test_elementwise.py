@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.kernels import compare
 from torch import Tensor
 
 from r1lite.kernels.norm import _rms_norm, rms_norm, rms_norm_reference
@@ -16,30 +15,8 @@ from r1lite.kernels.swiglu import _swiglu, swiglu, swiglu_reference
 pytestmark = pytest.mark.usefixtures("kernels_on")
 ROWS = st.integers(0, 35)
 WIDTH = st.integers(1, 70)
-DTYPE = st.sampled_from([torch.float32, torch.float16])
-
-
-@pytest.fixture
-def kernels_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("R1LITE_KERNELS", "triton")
-
-
-def compare(
-    kernel: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor
-) -> None:
-    """Outputs and gradients against the reference in float64."""
-    mine = [x.detach().requires_grad_() for x in inputs]
-    theirs = [x.detach().double().requires_grad_() for x in inputs]
-    found, wanted = kernel(*mine), reference(*theirs)
-    direction = torch.randn(wanted.shape, dtype=torch.float64)
-    found.backward(direction.to(found.dtype))
-    wanted.backward(direction)
-    loose = 2e-2 if found.dtype == torch.float16 else 1e-5
-    torch.testing.assert_close(found.double(), wanted, atol=loose, rtol=loose)
-    for m, t in zip(mine, theirs, strict=True):
-        assert m.grad is not None
-        assert m.grad.dtype == m.dtype
-        torch.testing.assert_close(m.grad.double(), t.grad, atol=4 * loose, rtol=loose)
+TOL = {torch.float32: 1e-5, torch.float16: 2e-2}
+DTYPE = st.sampled_from(list(TOL))
 
 
 def _exact_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -50,7 +27,7 @@ def _exact_norm(x: Tensor, weight: Tensor) -> Tensor:
 @given(ROWS, WIDTH, DTYPE)
 def test_rms_norm(rows: int, width: int, dtype: torch.dtype) -> None:
     x, weight = torch.randn(rows, width, dtype=dtype), torch.rand(width, dtype=dtype)
-    compare(lambda x, w: rms_norm(x, w, 1e-6), _exact_norm, x, weight)
+    compare(lambda x, w: rms_norm(x, w, 1e-6), _exact_norm, [x, weight], TOL[dtype])
 
 
 def test_rms_norm_of_rows_that_lie_apart() -> None:
@@ -66,7 +43,7 @@ def test_rms_norm_of_rows_that_lie_apart() -> None:
 @given(ROWS, WIDTH, DTYPE)
 def test_swiglu(rows: int, width: int, dtype: torch.dtype) -> None:
     gate, up = (torch.randn(rows, width, dtype=dtype) * 3 for _ in range(2))
-    compare(swiglu, swiglu_reference, gate, up)
+    compare(swiglu, swiglu_reference, [gate, up], TOL[dtype])
 
 
 def test_swiglu_of_the_halves_of_one_product() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from support.kernels import compare
 
 from r1lite.errors import R1Error
 from r1lite.kernels.grouped import _grouped_mm, grouped_mm, grouped_reference
@@ -22,30 +20,6 @@ from r1lite.kernels.permute import (
 )
 
 pytestmark = pytest.mark.usefixtures("kernels_on")
-
-
-@pytest.fixture
-def kernels_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("R1LITE_KERNELS", "triton")
-
-
-def compare(
-    kernel: Callable[..., Tensor],
-    reference: Callable[..., Tensor],
-    inputs: list[Tensor],
-    tol: float = 2e-5,
-) -> None:
-    """Outputs and all gradients against the reference in float64."""
-    mine = [x.detach().requires_grad_() for x in inputs]
-    theirs = [x.detach().double().requires_grad_() for x in inputs]
-    found, wanted = kernel(*mine), reference(*theirs)
-    direction = torch.randn_like(wanted)
-    found.backward(direction.to(found.dtype))
-    wanted.backward(direction)
-    torch.testing.assert_close(found.double(), wanted, atol=tol, rtol=tol)
-    for m, t in zip(mine, theirs, strict=True):
-        assert m.grad is not None
-        torch.testing.assert_close(m.grad.double(), t.grad, atol=4 * tol, rtol=tol)
 
 
 COUNTS = [
@@ -100,11 +74,13 @@ def test_permute_and_unpermute(tokens: int, top_k: int, n: int) -> None:
         lambda x: permute(x, order, place, top_k),
         lambda x: permute_reference(x, order, top_k),
         [x],
+        2e-5,
     )
     compare(
         lambda d, w: unpermute(d, place, w),
         lambda d, w: unpermute_reference(d, place, w),
         [done, weights],
+        2e-5,
     )
 
 

@@ -21,11 +21,6 @@ from r1lite.kernels.rope import _rope, rope
 pytestmark = pytest.mark.usefixtures("kernels_on")
 
 
-@pytest.fixture
-def kernels_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("R1LITE_KERNELS", "triton")
-
-
 @pytest.mark.parametrize("interleave", [True, False])
 @pytest.mark.parametrize("batch_of_angles", [1, 3])
 @pytest.mark.parametrize("half", [1, 5, 16])

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from parallel.mesh_workers import refused
 from parallel.workers import config, gradients
 from torch import Tensor, nn
 
-from r1lite.errors import R1Error
 from r1lite.memory.recompute import checkpoint_blocks_
 from r1lite.model import R1Model
 from r1lite.moe.balance import routers, sequence_balance_loss, update_bias_
@@ -185,16 +185,6 @@ def resumes(root: Path, mesh: Mesh | None = None) -> tuple[dict[str, float], Any
     means, norm = trainer.backward(step)
     optimizer.step()
     return means, {"norm": norm, "state": trainer.state()}
-
-
-def refused(call: Any) -> None:
-    try:
-        call()
-    except R1Error as error:
-        if dist.get_rank() == 0:
-            print("refused:", error, flush=True)
-    else:
-        raise AssertionError("was accepted")
 
 
 def refusals(mesh: Mesh) -> None:
