@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from r1lite.errors import R1Error
@@ -22,6 +23,15 @@ except ImportError:  # the CPU build of torch brings none
     triton = tl = None
 
 CHOICES = ("auto", "off", "reference", "triton")
+
+
+class Tile(NamedTuple):
+    """What one program works on: rows, columns, its warps, and tiles in flight."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int = 2
 
 
 def jit(function: Callable[..., None]) -> Any:
@@ -55,6 +65,19 @@ def use_triton(x: Tensor) -> bool:
 def interpreted() -> bool:
     """Do kernels run in Triton's interpreter?"""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def chip_of(x: Tensor) -> str:
+    """The chip whose tiles fit x's device: sm_80, sm_90, sm_100 or gfx942.
+
+    sm_80 has the smallest of NVIDIA's and stands for every unknown one.
+    """
+    if not x.is_cuda:
+        return "sm_80"
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(x.device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
 def power_of_two(n: int) -> int:
