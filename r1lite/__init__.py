@@ -18,6 +18,9 @@ _HOME = {
     "generate": "r1lite.generation",
 }
 
+# What computes hot operations on a GPU (r1lite.hot); loaded on first use as well.
+_FASTER = "r1lite.kernels.model.compute"
+
 __all__ = ["__version__", *_HOME]
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1lite.attention.cache import LatentCache
 from r1lite.attention.norm import RMSNorm
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
+from r1lite.loss import head_loss
 
 if TYPE_CHECKING:
     from r1lite.model import R1Model
@@ -108,8 +108,7 @@ def mtp_loss(
     )[:, :-1]
     targets, valid = mtp_targets(input_ids, document_ids, target_mask)
     if document_ids is None and target_mask is None:
-        logits = model.lm_head(states).flatten(0, 1)
-        return F.cross_entropy(logits.float(), targets.flatten())
-    logits = model.lm_head(states[valid])  # the head runs only where it counts
-    total = F.cross_entropy(logits.float(), targets[valid], reduction="sum")
+        return head_loss(states.flatten(0, 1), model.lm_head, targets.flatten())
+    # The head runs only where it counts.
+    total = head_loss(states[valid], model.lm_head, targets[valid], "sum")
     return total / valid.sum().clamp(min=1)

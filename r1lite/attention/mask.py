@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from r1lite.errors import R1Error
+from r1lite.hot import hot
 
 
 def positions_of(input_ids: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
@@ -16,6 +17,7 @@ def positions_of(input_ids: Tensor, attention_mask: Tensor | None, past: int) ->
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -seq:]
 
 
+@hot
 def additive_mask(
     seq: int,
     kv: int,

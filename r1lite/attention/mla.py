@@ -15,6 +15,7 @@ from r1lite.attention.cache import LatentCache
 from r1lite.attention.norm import RMSNorm
 from r1lite.attention.rope import rotate, softmax_scale
 from r1lite.config import R1Config
+from r1lite.hot import hot
 
 
 class MLA(nn.Module):
@@ -58,8 +59,8 @@ class MLA(nn.Module):
         Args:
             x: (batch, seq, hidden).
             turn: cos and sin, each (batch or 1, seq, rope/2).
-            mask: additive, broadcastable to (batch, 1, seq, kv); None means
-                causal, and everything when one token decodes.
+            mask: from `additive_mask`, broadcastable to (batch, 1, seq, kv); None
+                means causal, and everything when one token decodes.
             cache: written, then read, if given.
 
         Returns:
@@ -93,6 +94,7 @@ class MLA(nn.Module):
         latent, rope = both.split((self.rank, self.rope), dim=-1)
         return self.kv_a_layernorm(latent), rotate(rope, *turn, self.interleave)
 
+    @hot
     def _expanded(
         self,
         q_nope: Tensor,

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r1lite.hot import hot
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, the statistics in float32."""
@@ -15,6 +17,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
+    @hot
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size) -> the same shape and dtype."""
         if x.dtype == torch.float32:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
+from r1lite.hot import hot
 
 YARN_NEEDS = ("factor", "original_max_position_embeddings")
 
@@ -115,6 +116,7 @@ class Rope:
         return cos.to(dtype), sin.to(dtype)
 
 
+@hot
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
     """Turn the pairs of x by their angles.
 

@@ -38,7 +38,13 @@ def attention_reference(
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, causal: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    scale: float,
+    causal: bool = True,
+    longest: int | None = None,
 ) -> Tensor:
     """softmax(q k^T * scale) v within each document.
 
@@ -46,6 +52,8 @@ def attention(
         q: (tokens, heads, d_qk); k: (tokens, kv_heads, d_qk);
             v: (tokens, kv_heads, d_v). Any strides but the last, which is 1.
         starts: (documents + 1,) int32 or int64, from 0 to tokens, rising.
+        longest: tokens of the longest document, if known: asking a GPU for it
+            means to wait for it.
 
     Returns:
         (tokens, heads, d_v).
@@ -57,7 +65,8 @@ def attention(
     if not use_triton(q):
         return attention_reference(q, k, v, starts, scale, causal)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    longest = int((starts[1:] - starts[:-1]).max()) if len(starts) > 1 else 0
+    if longest is None:
+        longest = int((starts[1:] - starts[:-1]).max()) if len(starts) > 1 else 0
     return _attention(q, k, v, starts, longest, scale, causal)[0]
 
 
@@ -89,7 +98,7 @@ def shape_of(
     """The constants of a kernel for one tile size, without its warps."""
     d1, d2 = tiles(width)
     wide = max(16, power_of_two(v_width))
-    m, n, _ = tile
+    m, n = tile[:2]
     return {"CAUSAL": causal, "D1": d1, "D2": d2, "DV": wide, "M": m, "N": n}
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from r1lite.hot import hot
 from r1lite.moe.experts import Experts
 from r1lite.moe.gating import Routing
 
 
+@hot
 def dispatch_local(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """Weighted sum of each token's experts, all experts on this device.
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1lite.config import R1Config
+from r1lite.hot import hot
 
 
 class SwiGLU(nn.Module):
@@ -23,6 +24,7 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
+    @hot
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., hidden) -> (..., hidden)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -64,6 +66,7 @@ class Experts(nn.Module):
         return bool(self.down_proj.shape[2] % step or rows.shape[1] % step)
 
 
+@hot
 def grouped(rows: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> Tensor:
     """All experts in two grouped products; nothing waits for the counts.
 
@@ -76,6 +79,7 @@ def grouped(rows: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> Tens
     return F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)
 
 
+@hot
 def looped(rows: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> Tensor:
     """One expert after the other, those without tokens skipped.
 

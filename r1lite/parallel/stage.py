@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1lite.attention.mask import additive_mask, positions_of
+from r1lite.loss import head_loss
 from r1lite.model import R1Model
 from r1lite.mtp import mtp_loss, mtp_targets
 from r1lite.parallel.cut import layers_of
@@ -112,8 +112,8 @@ class Stage(nn.Module):
         targets: Tensor,
         documents: Tensor | None,
     ) -> Tensor:
-        logits = self.model.lm_head(hidden).float().flatten(0, 1)
-        loss = F.cross_entropy(logits, targets.flatten(), reduction="sum")
+        given = hidden.flatten(0, 1), self.model.lm_head, targets.flatten()
+        loss = head_loss(*given, "sum")
         loss, ahead = loss / self.units["loss"], loss.new_zeros(())
         if self.mtp_weight and self.model.mtp is not None:
             mean = mtp_loss(self.model, ids, hidden, document_ids=documents)

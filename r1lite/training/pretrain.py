@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1lite.data.packing import PackedRows, Rows
+from r1lite.loss import head_loss
 from r1lite.model import R1Model
 from r1lite.moe.balance import routers
 from r1lite.mtp import mtp_loss, mtp_targets
@@ -144,12 +145,12 @@ def _terms(
     for router in routers(model):
         router.last = None  # the MTP module's still is that of the piece before
     with run.autocast():
-        out = model(ids, document_ids=masked)
-        loss = F.cross_entropy(out.logits.float().flatten(0, 1), targets.flatten())
+        hidden = model.hidden(ids, document_ids=masked)
+        loss = head_loss(hidden.flatten(0, 1), model.lm_head, targets.flatten())
         terms = {"loss": (loss, targets.numel())}
         terms["balance"] = (config.balance.loss(model).to(ids.device), len(ids))
         if model.mtp is not None and config.mtp_weight:
-            ahead = mtp_loss(model, ids, out.hidden, document_ids=masked)
+            ahead = mtp_loss(model, ids, hidden, document_ids=masked)
             units = int(mtp_targets(ids, masked)[1].sum())
             terms["mtp_loss"] = (config.mtp_weight * ahead, units)
     return terms

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from r1lite.data.chat import Example
 from r1lite.data.packing import MaskedRows, pack_examples
+from r1lite.loss import head_loss
 from r1lite.model import R1Model
 from r1lite.settings import Section
 from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
@@ -44,8 +44,7 @@ def masked_loss(model: R1Model, ids: Tensor, mask: Tensor, documents: Tensor) ->
     """
     hidden = model.hidden(ids[:, :-1], document_ids=documents[:, :-1])
     wanted = mask[:, 1:]
-    logits = model.lm_head(hidden[wanted]).float()
-    total = F.cross_entropy(logits, ids[:, 1:][wanted], reduction="sum")
+    total = head_loss(hidden[wanted], model.lm_head, ids[:, 1:][wanted], "sum")
     return total / wanted.sum().clamp(min=1)  # of rows without a target: 0
 
 
@@ -138,6 +137,6 @@ def token_logprobs(
     at = torch.arange(1, ids.size(1), device=ids.device)
     mask = (at >= prompt_lengths[:, None]) & (at < lengths[:, None])
     hidden = model.hidden(ids[:, :-1])
-    logits = model.lm_head(hidden[mask]).float() / temperature
-    picked = -F.cross_entropy(logits, ids[:, 1:][mask], reduction="none")
+    found = hidden[mask], model.lm_head, ids[:, 1:][mask]
+    picked = -head_loss(*found, "none", temperature)
     return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, picked), mask
