@@ -14,11 +14,22 @@ from torch import Tensor
 
 from r1lite.errors import R1Error
 from r1lite.kernels import attention_kernels as kernels
-from r1lite.kernels.choose import power_of_two, triton, use_triton
+from r1lite.kernels.choose import Tile, chip_of, power_of_two, triton, use_triton
 
-# (queries, keys, warps) of a tile: what 192 + 128 wide heads leave room for in the
-# registers of an A100 (results/kernels/compile.md).
-FORWARD, BACK_KEYS, BACK_QUERIES = (64, 32, 8), (32, 32, 8), (32, 32, 4)
+# Tiles of queries x keys: what heads of 192 + 128 leave room for in the registers,
+# and rows enough for the chip's widest instruction (results/kernels/compile.md).
+FORWARD = {
+    "sm_80": Tile(128, 32, 8),
+    "sm_90": Tile(128, 64, 8),
+    "sm_100": Tile(128, 64, 8),
+    "gfx942": Tile(64, 32, 4),
+}
+BACK_KEYS = BACK_QUERIES = {
+    "sm_80": Tile(32, 32, 4),
+    "sm_90": Tile(64, 64, 8),
+    "sm_100": Tile(64, 64, 8),
+    "gfx942": Tile(32, 32, 4),
+}
 
 
 def attention_reference(
@@ -92,14 +103,11 @@ def tiles(width: int) -> tuple[int, int]:
     return half, max(16, power_of_two(width - half))
 
 
-def shape_of(
-    width: int, v_width: int, causal: bool, tile: tuple[int, int, int]
-) -> dict[str, Any]:
-    """The constants of a kernel for one tile size, without its warps."""
+def shape_of(width: int, v_width: int, causal: bool, tile: Tile) -> dict[str, Any]:
+    """The constants of a kernel for one tile, without its warps and stages."""
     d1, d2 = tiles(width)
     wide = max(16, power_of_two(v_width))
-    m, n = tile[:2]
-    return {"CAUSAL": causal, "D1": d1, "D2": d2, "DV": wide, "M": m, "N": n}
+    return {"CAUSAL": causal, "D1": d1, "D2": d2, "DV": wide, "M": tile.m, "N": tile.n}
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
@@ -119,13 +127,15 @@ def _attention(
     tokens, heads, width = q.shape
     o = q.new_empty(tokens, heads, v.shape[2])
     lse = q.new_empty(heads, tokens, dtype=torch.float32)
-    grid = triton.cdiv(longest, FORWARD[0]), (len(starts) - 1) * heads
+    tile = FORWARD[chip_of(q)]
+    grid = triton.cdiv(longest, tile.m), heads, len(starts) - 1
     if all(grid):
         kernels.forward[grid](
-            *(q, k, v, o, lse, starts, scale, heads, heads // k.shape[1], tokens),
+            *(q, k, v, o, lse, starts, scale, heads // k.shape[1], tokens),
             *(*_strides(q, k, v, o), width, v.shape[2]),
-            **shape_of(width, v.shape[2], causal, FORWARD),
-            num_warps=FORWARD[2],
+            **shape_of(width, v.shape[2], causal, tile),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
         )
     return o, lse
 
@@ -164,20 +174,24 @@ def _attention_backward(
     delta = (do.float() * o.float()).sum(-1).T.contiguous()
     documents = len(starts) - 1
     given = (q, k, v, do, lse, delta)
-    grid = triton.cdiv(longest, BACK_KEYS[1]), documents * k.shape[1]
+    tile = BACK_KEYS[chip_of(q)]
+    grid = triton.cdiv(longest, tile.n), k.shape[1], documents
     if all(grid):
         kernels.backward_keys[grid](
-            *(*given, dk, dv, starts, scale, k.shape[1], group, tokens),
+            *(*given, dk, dv, starts, scale, group, tokens),
             *(*_strides(q, k, v, do, dk, dv), width, v.shape[2]),
-            **shape_of(width, v.shape[2], causal, BACK_KEYS),
-            num_warps=BACK_KEYS[2],
+            **shape_of(width, v.shape[2], causal, tile),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
         )
-        grid = triton.cdiv(longest, BACK_QUERIES[0]), documents * heads
+        tile = BACK_QUERIES[chip_of(q)]
+        grid = triton.cdiv(longest, tile.m), heads, documents
         kernels.backward_queries[grid](
-            *(*given, dq, starts, scale, heads, group, tokens),
+            *(*given, dq, starts, scale, group, tokens),
             *(*_strides(q, k, v, do, dq), width, v.shape[2]),
-            **shape_of(width, v.shape[2], causal, BACK_QUERIES),
-            num_warps=BACK_QUERIES[2],
+            **shape_of(width, v.shape[2], causal, tile),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
         )
     return dq, dk, dv
 

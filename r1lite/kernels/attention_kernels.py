@@ -51,7 +51,7 @@ def _dot(a, b):
 @jit
 def forward(
     q, k, v, o, lse, starts, scale,
-    heads, group, tokens,
+    group, tokens,
     q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head,
     width, v_width,
     CAUSAL: tl.constexpr,
@@ -59,7 +59,7 @@ def forward(
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """One tile of M queries of one head of one document."""
-    document, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    head, document = tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + document).to(tl.int64)
     length = (tl.load(starts + document + 1) - start).to(tl.int32)
     first = tl.program_id(0) * M
@@ -105,7 +105,7 @@ def forward(
 @jit
 def backward_keys(
     q, k, v, do, lse, delta, dk, dv, starts, scale,
-    kv_heads, group, tokens,
+    group, tokens,
     q_row, q_head, k_row, k_head, v_row, v_head, do_row, do_head,
     dk_row, dk_head, dv_row, dv_head,
     width, v_width,
@@ -114,7 +114,7 @@ def backward_keys(
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one tile of N keys, from every query that saw them."""
-    document, kv_head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
+    kv_head, document = tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + document).to(tl.int64)
     length = (tl.load(starts + document + 1) - start).to(tl.int32)
     first = tl.program_id(0) * N
@@ -165,7 +165,7 @@ def backward_keys(
 @jit
 def backward_queries(
     q, k, v, do, lse, delta, dq, starts, scale,
-    heads, group, tokens,
+    group, tokens,
     q_row, q_head, k_row, k_head, v_row, v_head, do_row, do_head,
     dq_row, dq_head,
     width, v_width,
@@ -174,7 +174,7 @@ def backward_queries(
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """dq of one tile of M queries, from every key that they saw."""
-    document, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    head, document = tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + document).to(tl.int64)
     length = (tl.load(starts + document + 1) - start).to(tl.int32)
     first = tl.program_id(0) * M

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import r1lite.kernels.attention as module
 from r1lite.errors import R1Error
 from r1lite.kernels.attention import (
     _attention,
@@ -55,6 +56,13 @@ def test_it_equals_the_reference(
     for m, t in zip(mine, theirs, strict=True):
         assert m.grad is not None
         torch.testing.assert_close(m.grad.double(), t.grad, atol=3 * tol, rtol=tol)
+
+
+@pytest.mark.parametrize("chip", ["sm_90", "gfx942"])
+def test_the_tiles_of_other_chips(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (module.FORWARD, module.BACK_KEYS, module.BACK_QUERIES):
+        monkeypatch.setitem(table, "sm_80", table[chip])
+    test_it_equals_the_reference(CASES[1], torch.float32)
 
 
 def test_documents_do_not_see_each_other() -> None:
