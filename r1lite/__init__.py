@@ -18,6 +18,10 @@ _HOME = {
     "generate": "r1lite.generation",
 }
 
+# Which module reads a directory that is quantised: its config.json's quant_method.
+# `from_pretrained` looks here, so that chapter 4 need not know chapter 12.
+_READERS = {"r1lite": "r1lite.quantization.load", "fp8": "r1lite.quantization.load"}
+
 __all__ = ["__version__", *_HOME]
 
 
