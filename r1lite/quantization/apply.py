@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from r1lite.errors import R1Error
+from r1lite.quantization.calibrate import Calibration
 from r1lite.quantization.coding import Codes, require_finite
 from r1lite.quantization.files import Quantised
 from r1lite.quantization.report import Entry, Report
-from r1lite.quantization.rounding import METHODS, Statistics, rounded
+from r1lite.quantization.rounding import METHODS, rounded
 from r1lite.quantization.schemes import Scheme, scheme_of
 from r1lite.quantization.walk import FloatWeight, float_weights, put_, tied_head
 from r1lite.quantization.weight import QuantLinear, QuantWeight
@@ -25,7 +26,7 @@ def quantize_(
     scheme: Schemes,
     *,
     method: str = "rtn",
-    calibration: Statistics | None = None,
+    calibration: Calibration | None = None,
     keep: tuple[str, ...] = KEEP,
 ) -> Report:
     """Quantise a model in place; its parameters are frozen, it is for inference.
@@ -64,7 +65,7 @@ def quantize_(
     return report
 
 
-def _check(model: nn.Module, method: str, calibration: Statistics | None) -> None:
+def _check(model: nn.Module, method: str, calibration: Calibration | None) -> None:
     if any(isinstance(m, QuantWeight) for m in model.modules()):
         raise R1Error("model: is quantised already; load the float model again")
     if method not in METHODS:
@@ -93,7 +94,7 @@ def _choose(
         wanted = {name: scheme_of(s) for name, s in scheme.items()}
     else:
         one = scheme_of(scheme)
-        wanted = {n: one for n in names if not _is_kept(n, keep)}
+        wanted = {n: one for n in names if not is_kept(n, keep)}
     if tied_head(model):
         wanted.pop("lm_head", None)
     chosen = {}
@@ -114,7 +115,8 @@ def _choose(
     return chosen
 
 
-def _is_kept(name: str, keep: tuple[str, ...]) -> bool:
+def is_kept(name: str, keep: tuple[str, ...]) -> bool:
+    """Whether `keep` names this weight, by its last name or in full."""
     return any(name == k or name.endswith("." + k) for k in keep)
 
 

@@ -98,6 +98,16 @@ def decode(given: Codes, scheme: Scheme, parts: int = 1) -> Tensor:
     return dequantise_integers(codes, scales, zeros)
 
 
+def choose(first: Tensor, a: Codes, b: Codes) -> Codes:
+    """Of each matrix a's codes where `first` (...) is True, else b's."""
+    pick = first[..., None, None]
+    zeros = None
+    if a.zeros is not None and b.zeros is not None:
+        zeros = torch.where(pick, a.zeros, b.zeros)
+    codes = torch.where(pick, a.codes, b.codes)
+    return Codes(codes, torch.where(pick, a.scales, b.scales), zeros)
+
+
 def code_shapes(
     scheme: Scheme, shape: tuple[int, ...], parts: int = 1
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
