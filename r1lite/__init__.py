@@ -20,6 +20,9 @@ _HOME = {
 
 # What computes hot operations on a GPU (r1lite.hot); loaded on first use as well.
 _FASTER = "r1lite.kernels.model.compute"
+# Which module reads a directory that is quantised: its config.json's quant_method.
+# `from_pretrained` looks here, so that chapter 4 need not know chapter 12.
+_READERS = {"r1lite": "r1lite.quantization.load", "fp8": "r1lite.quantization.load"}
 
 __all__ = ["__version__", *_HOME]
 

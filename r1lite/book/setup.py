@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -82,6 +83,7 @@ def _fix_figures() -> None:
 
 def _be_quiet() -> None:
     warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)  # torchao, where installed, logs on import
     os.environ["TQDM_DISABLE"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"  # a chapter never needs the network

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import r1lite
 from r1lite.errors import R1Error
 from r1lite.hub import layout
 from r1lite.hub.files import names_in, read_json, read_state, weight_files
@@ -30,7 +34,10 @@ def from_pretrained(
     """
     folder = _resolve(path)
     file = folder / "config.json"
-    config, stored = layout.config_from_hf(read_json(file), str(file))
+    values = read_json(file)
+    if reader := _reader(values):
+        return reader(folder, dtype, device)
+    config, stored = layout.config_from_hf(values, str(file))
     files = weight_files(folder)
     names = [name for file in files for name in names_in(file)]
     if not any(name.startswith(layout.mtp_prefix(config)) for name in names):
@@ -44,6 +51,14 @@ def from_pretrained(
     for router in routers(model):
         router.counts = torch.zeros_like(router.counts, device=device)
     return model.eval()
+
+
+def _reader(values: dict[str, Any]) -> Callable[..., R1Model] | None:
+    """What a later chapter offers for weights that are quantised this way."""
+    how = values.get("quantization_config")
+    kind = how.get("quant_method") if isinstance(how, dict) else None
+    home = r1lite._READERS.get(str(kind))
+    return None if home is None else import_module(home).load_quantised
 
 
 def _resolve(path: str | PathLike[str]) -> Path:

@@ -66,14 +66,18 @@ def save_pretrained(
 def _write(model: R1Model, folder: Path, limit: int) -> None:
     dtype = model.embed_tokens.weight.dtype
     config = layout.config_to_hf(model.config, dtype)
+    tensors = layout.export(model.state_dict(), model.config)
+    if quantised := getattr(model, "quantised", None):  # a later chapter's layout
+        config["quantization_config"] = quantised.config(model)
+        tensors = quantised.tensors(model)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shards = _shards(layout.export(model.state_dict(), model.config), limit)
+    shards = _shards(tensors, limit)
     names = [f"model-{i + 1:05}-of-{len(shards):05}" for i in range(len(shards))]
     files = [SINGLE] if len(shards) == 1 else [n + ".safetensors" for n in names]
     for file, shard in zip(files, shards, strict=True):
         # clone: safetensors refuses tensors that share one storage
-        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in shard.items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        whole = {k: v.detach().cpu().clone().contiguous() for k, v in shard.items()}
+        save_file(whole, folder / file, metadata={"format": "pt"})
     if len(files) > 1:
         size = sum(t.nbytes for shard in shards for t in shard.values())
         where = {k: f for f, shard in zip(files, shards, strict=True) for k in shard}
