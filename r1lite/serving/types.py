@@ -128,7 +128,8 @@ class EngineConfig:
     max_running: samples that run at once.
     max_waiting: requests that may wait; one more is refused with QueueFull.
     aging: steps of waiting that weigh as much as one unit of priority.
-    speculate: draft with the MTP module (greedy requests only).
+    speculate: draft with the MTP module. It changes no token, greedy or drawn:
+        what is drawn depends on the seed and the place alone.
     max_events: how many of the latest events are kept for a timeline.
     """
 
@@ -150,6 +151,11 @@ class EngineConfig:
                 _require(value >= 1, f"engine.{f.name}", "at least 1")
         _require(self.num_pages is None or self.num_pages >= 1, "engine.num_pages", "1")
         _require(self.max_events >= 0, "engine.max_events", "0 or more")
+        _require(
+            self.max_batch_tokens >= self.max_running,
+            "engine.max_batch_tokens",
+            "at least max_running: every sample that decodes takes one",
+        )
 
 
 EventKind = Literal[
