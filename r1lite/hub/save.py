@@ -67,6 +67,9 @@ def _write(model: R1Model, folder: Path, limit: int) -> None:
     dtype = model.embed_tokens.weight.dtype
     config = layout.config_to_hf(model.config, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    # vLLM and SGLang look here for the ids that end an answer.
+    ends = {k: v for k, v in config.items() if k.endswith("_token_id")}
+    (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
     shards = _shards(layout.export(model.state_dict(), model.config), limit)
     names = [f"model-{i + 1:05}-of-{len(shards):05}" for i in range(len(shards))]
     files = [SINGLE] if len(shards) == 1 else [n + ".safetensors" for n in names]
