@@ -84,6 +84,15 @@ class Engine:
             raise QueueFull(
                 f"queue: {self.config.max_waiting} requests wait already; try later"
             )
+        return self.enqueue(prompt_ids, params, request_id)
+
+    def enqueue(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+    ) -> str:
+        """`add_request` for a caller who has checked the request and the queue."""
         self.now = time.perf_counter()
         number, self.arrivals = self.arrivals, self.arrivals + 1
         end = self.model.config.eos_token_id
