@@ -112,6 +112,7 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name in the API.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     max_running: Annotated[int, typer.Option(help="Answers made at once.")] = 32,
     max_waiting: Annotated[int, typer.Option(help="Queue; beyond it 429.")] = 256,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step.")] = 256,
@@ -143,7 +144,7 @@ def serve(
         speculate=speculate,
     )
     limits = Limits(max_body_kb * 1024, request_seconds=request_timeout)
-    options = Options(host, port, name, api_key, engine, limits, drain_timeout)
+    options = Options(host, port, name, api_key, device, engine, limits, drain_timeout)
     serve_directory(directory, options, console)
 
 

@@ -16,7 +16,8 @@ from r1lite.errors import R1Error
 from r1lite.serving.api.errors import ApiError
 from r1lite.serving.api.metrics import Metrics
 from r1lite.serving.api.schema import MOST_CHOICES, Common
-from r1lite.serving.asynchronous import AsyncEngine, Stream
+from r1lite.serving.asynchronous import AsyncEngine, EngineFailed, Stream
+from r1lite.serving.text import byte_table
 from r1lite.serving.types import Delta, PromptTooLong, QueueFull, SamplingParams
 
 log = logging.getLogger("r1lite.serving")
@@ -42,6 +43,9 @@ class Served:
     request_seconds: float = 600.0
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.table = byte_table(self.tokenizer)
 
     def check_model(self, name: str) -> None:
         """Refuse every name but the served model's."""
@@ -79,6 +83,7 @@ class Served:
             seed=body.seed,
             stop=body.stops(),
             n=body.n or 1,
+            ignore_eos=bool(body.ignore_eos),
             priority=body.priority or 0,
         )
 
@@ -111,6 +116,8 @@ class Served:
 
 def refusal(error: R1Error) -> ApiError:
     """The engine's no, as HTTP says it."""
+    if isinstance(error, EngineFailed):
+        return ApiError(503, f"server: {error}", "engine_failed")
     if isinstance(error, QueueFull):
         return ApiError(429, str(error), "queue_full", headers=RETRY)
     code = "invalid_value"

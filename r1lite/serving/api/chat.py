@@ -70,7 +70,7 @@ class _Answer:
     def __init__(self, call: Call, think: bool, logprobs: bool) -> None:
         self.call, self.logprobs = call, logprobs
         self.parsers = [
-            ReasoningParser(call.served.tokenizer, think) for _ in range(call.n)
+            ReasoningParser(call.served.table, think) for _ in range(call.n)
         ]
 
     def _head(self, kind: str) -> Reply:
@@ -87,7 +87,7 @@ class _Answer:
         return pieces
 
     def _scores(self, delta: Delta) -> list[Reply]:
-        return chat_logprobs(self.call.served.tokenizer, delta.logprobs)
+        return chat_logprobs(self.call.served.table, delta.logprobs)
 
     async def whole(self) -> Reply:
         """One object when everything is there."""

@@ -83,8 +83,8 @@ class _Answer:
     ) -> Reply:
         logprobs = None
         if self.logprobs:
-            tokenizer = self.call.served.tokenizer
-            logprobs = text_logprobs(tokenizer, scores, self._offsets[i])
+            table = self.call.served.table
+            logprobs = text_logprobs(table, scores, self._offsets[i])
             self._offsets[i] += sum(map(len, logprobs["tokens"]))
         return {"index": i, "text": text, "logprobs": logprobs, "finish_reason": end}
 

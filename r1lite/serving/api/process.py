@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import torch
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
@@ -44,6 +45,7 @@ class Options:
     port: int = 8000
     name: str | None = None
     api_key: str | None = None
+    device: str = "cpu"
     engine: EngineConfig = field(default_factory=EngineConfig)
     limits: Limits = field(default_factory=Limits)
     drain_seconds: float = 30.0
@@ -58,13 +60,7 @@ def serve(directory: Path, options: Options, console: Console) -> None:
     check_directory(directory)
     with _listening(options.host, options.port) as listener:
         with console.status(f"loading {escape(str(directory))}"):
-            model = from_pretrained(directory)
-            tokenizer = R1Tokenizer.load(directory)
-            if tokenizer.vocab_size > model.config.vocab_size:
-                raise R1Error(
-                    f"{directory}: its tokenizer has {tokenizer.vocab_size} ids, its "
-                    f"model {model.config.vocab_size}; save both together again"
-                )
+            model, tokenizer = _load(directory, options.device)
             engine = AsyncEngine(model, tokenizer, options.engine)
         cache = engine.stats().pages_total * options.engine.page_size
         app = build_app(
@@ -87,6 +83,25 @@ def serve(directory: Path, options: Options, console: Console) -> None:
         if server.clean
         else f"stopped; answers that took over {options.drain_seconds:g} s were cut"
     )
+
+
+def _load(directory: Path, device: str) -> tuple[R1Model, R1Tokenizer]:
+    """On a CPU in 32 bits, whatever is stored: 16-bit products are slower there."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise R1Error(f"--device {device}: {reason}; use cpu") from error
+    dtype = torch.float32 if place.type == "cpu" else None
+    model = from_pretrained(directory, dtype, place)
+    tokenizer = R1Tokenizer.load(directory)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise R1Error(
+            f"{directory}: its tokenizer has {tokenizer.vocab_size} ids, its model "
+            f"{model.config.vocab_size}; save both together again"
+        )
+    return model, tokenizer
 
 
 def check_directory(directory: Path) -> None:
@@ -186,6 +201,7 @@ def _announce(
             "set a key with --api-key or R1LITE_API_KEY[/yellow]",
             soft_wrap=True,
         )
+    console.file.flush()  # also where nobody sits at the terminal
 
 
 class _Server(uvicorn.Server):

@@ -93,6 +93,7 @@ class Common(Strict):
     min_p: Share | None = Field(None, description="Extension.")
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    ignore_eos: bool | None = Field(None, description="Extension. Go to the limit.")
     seed: Annotated[int, Field(ge=-INT64, le=INT64)] | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = Field(
         None, description="Extension. Lower is served earlier."

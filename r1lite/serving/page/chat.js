@@ -212,7 +212,12 @@ stop.addEventListener("click", () => running?.abort());
 element("new").addEventListener("click", startAnew);
 toggle.addEventListener("click", () => openSettings(!panel.classList.contains("open")));
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
+  if (event.key !== "Escape") return;
+  if (running) running.abort();
+  else if (panel.contains(document.activeElement)) {
+    openSettings(false);
+    toggle.focus();
+  }
 });
 fit();
 introduce().catch(() => announce("The server cannot be reached"));

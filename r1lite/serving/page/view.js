@@ -93,7 +93,9 @@ export class Answer {
     this.turn.classList.remove("waiting", "writing");
     this.turn.removeAttribute("aria-busy");
     this.tail.textContent = "";
-    following(() => this.facts.append(...buttons));
+    const acts = make("span", "acts");
+    acts.append(...buttons);
+    following(() => this.facts.append(acts));
   }
 
   /** A later turn follows: this one can no longer be made again. */
