@@ -1,4 +1,4 @@
-"""The command line: `r1lite run|chat|eval|check|plan`."""
+"""The command line: `r1lite run|chat|eval|serve|check|plan`."""
 
 from __future__ import annotations
 
@@ -98,6 +98,54 @@ def evaluate(
         max_new_tokens,
         seed or 0,
     )
+
+
+@cli.command()
+def serve(
+    directory: Directory = Path("runs/nano/final"),
+    host: Annotated[str, typer.Option(help="0.0.0.0: every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one.", min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="R1LITE_API_KEY", help="Ask clients for this key."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in the API.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    max_running: Annotated[int, typer.Option(help="Answers made at once.")] = 32,
+    max_waiting: Annotated[int, typer.Option(help="Queue; beyond it 429.")] = 256,
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one step.")] = 256,
+    cache_mb: Annotated[int, typer.Option(help="Memory of the cache, MiB.")] = 256,
+    speculate: Annotated[
+        bool, typer.Option("--speculate", help="Draft with the MTP module.")
+    ] = False,
+    max_body_kb: Annotated[
+        int, typer.Option(help="Largest request, KiB; beyond it 413.", min=1)
+    ] = 1024,
+    request_timeout: Annotated[
+        float, typer.Option(help="Seconds of an answer, waiting included.", min=0.1)
+    ] = 600,
+    drain_timeout: Annotated[
+        float, typer.Option(help="Seconds to finish in after SIGTERM.", min=0)
+    ] = 30,
+) -> None:
+    """Serve a saved model: OpenAI's API and a chat page."""
+    from r1lite.serving.api.app import Limits
+    from r1lite.serving.api.process import Options
+    from r1lite.serving.api.process import serve as serve_directory
+    from r1lite.serving.types import EngineConfig
+
+    engine = EngineConfig(
+        memory_bytes=cache_mb * 2**20,
+        max_batch_tokens=max_batch_tokens,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        speculate=speculate,
+    )
+    limits = Limits(max_body_kb * 1024, request_seconds=request_timeout)
+    options = Options(host, port, name, api_key, device, engine, limits, drain_timeout)
+    serve_directory(directory, options, console)
 
 
 @cli.command()

@@ -61,13 +61,16 @@ class MLA(nn.Module):
             turn: cos and sin, each (batch or 1, seq, rope/2).
             mask: from `additive_mask`, broadcastable to (batch, 1, seq, kv); None
                 means causal, and everything when one token decodes.
-            cache: written, then read, if given.
+            cache: written, then read, if given. One with an `attend` method
+                does both by itself, as a server's pages do.
 
         Returns:
             (batch, seq, hidden).
         """
         q_nope, q_rope = self._queries(x, turn)
         latent, k_rope = self._compress(x, turn)
+        if cache is not None and hasattr(cache, "attend"):
+            return self.o_proj(cache.attend(self, q_nope, q_rope, latent, k_rope))
         if cache is not None:
             past = cache.append(self.layer, latent, k_rope)
             if x.shape[1] == 1:

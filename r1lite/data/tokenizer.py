@@ -65,7 +65,7 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<｜Assistant｜>' -}}
-{%- if think is defined and think -%}
+{%- if (think is defined and think) or (thinking is defined and thinking) -%}
 {{- '<think>' -}}
 {%- endif -%}
 {%- endif -%}

@@ -71,6 +71,9 @@ def _write(model: R1Model, folder: Path, limit: int) -> None:
         config["quantization_config"] = quantised.config(model)
         tensors = quantised.tensors(model)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    # vLLM and SGLang look here for the ids that end an answer.
+    ends = {k: v for k, v in config.items() if k.endswith("_token_id")}
+    (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
     shards = _shards(tensors, limit)
     names = [f"model-{i + 1:05}-of-{len(shards):05}" for i in range(len(shards))]
     files = [SINGLE] if len(shards) == 1 else [n + ".safetensors" for n in names]

@@ -1,0 +1,1 @@
+"""A small real server for R1-lite models: paged cache, continuous batching, API."""
