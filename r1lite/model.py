@@ -15,6 +15,7 @@ from r1lite.attention.norm import RMSNorm
 from r1lite.attention.rope import Rope
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
+from r1lite.hot import prepare_kernels
 from r1lite.moe.experts import SwiGLU
 from r1lite.moe.layer import MoE
 from r1lite.mtp import MTP
@@ -79,6 +80,7 @@ class R1Model(nn.Module):
         self._initialize(config.initializer_range)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        prepare_kernels()
 
     def _initialize(self, std: float) -> None:
         for module in self.modules():

@@ -32,14 +32,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Operation = Callable[..., Any]
 
 
-def compute(operation: Operation, *args: Any, **kwargs: Any) -> Any:
-    """What `operation` computes, by a kernel if there is one for these tensors.
+def compute(name: str, operation: Operation, *args: Any, **kwargs: Any) -> Any:
+    """What `operation` computes, by the kernel for `name` if it takes these tensors.
 
     Raises:
         R1Error: R1LITE_KERNELS is unknown, or asks for what cannot run here.
     """
     x = next(a for a in args if isinstance(a, Tensor) and a.is_floating_point())
-    kernel = KERNELS.get(operation.__qualname__)
+    kernel = KERNELS.get(name)
     if kernel is None or not use_triton(x) or x.dtype not in DTYPES:
         return operation(*args, **kwargs)
     return kernel(operation, *args, **kwargs)
