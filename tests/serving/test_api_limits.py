@@ -186,7 +186,6 @@ def test_a_client_that_leaves_the_queue_never_runs() -> None:
     config = EngineConfig(num_pages=128, max_running=1)
 
     async def work(client: Client) -> None:
-        stats = client.engine.stats
         first = asyncio.create_task(client.chat(max_tokens=60, ignore_eos=True))
         await client.working()
         await leave(
