@@ -104,24 +104,29 @@ def where(place: Sequence[str | int]) -> str:
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]], fields: set[str]) -> ApiError:
-    """The most specific of pydantic's complaints, in our words.
-
-    Pydantic puts the name of a tried type into the place of a union's error,
-    as in `stop.list[str]`; what is neither field nor index is left out.
-    """
-    worst = max(errors, key=lambda e: len(e["loc"]))
-    kind, place = str(worst["type"]), worst["loc"]
+    """The most specific of pydantic's complaints, in our words."""
+    worst = max(errors, key=lambda e: _depth(e, fields))
+    kind, known = str(worst["type"]), _known(worst, fields)
     if kind == "json_invalid":
         return ApiError(400, "body: is not JSON; send an object", "invalid_json")
-    known = [p for p in place if isinstance(p, int) or p in fields]
     if kind == "extra_forbidden":
-        known.append(str(place[-1])[:100])
+        known.append(str(worst["loc"][-1])[:100])
     elif known and known[0] in UNSUPPORTED:
         kind = "none_required"
     name = where(known)
     remedy = REMEDIES.get(kind, "is not what the schema says; see /openapi.json")
     remedy = remedy.format(**worst.get("ctx", {}))
     return ApiError(400, f"{name or 'body'}: {remedy}", "invalid_value", name or None)
+
+
+def _known(error: Mapping[str, Any], fields: set[str]) -> list[str | int]:
+    """The place, without the names of types that pydantic tried in a union."""
+    return [p for p in error["loc"] if isinstance(p, int) or p in fields]
+
+
+def _depth(error: Mapping[str, Any], fields: set[str]) -> tuple[int, bool]:
+    """Deeper is more specific; a wrong type is only one branch of a union."""
+    return len(_known(error, fields)), not str(error["type"]).endswith("_type")
 
 
 def install(app: FastAPI, fields: set[str]) -> None:

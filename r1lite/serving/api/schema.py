@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 LONGEST_STOP = 256  # characters; held back from the stream while they match
 MOST_STOPS = 4  # as OpenAI
@@ -17,10 +17,18 @@ MOST_CHOICES = 16
 MOST_LOGPROBS = 20  # as OpenAI
 INT64 = 2**63 - 1
 
-Positive = Annotated[int, Field(ge=1, le=INT64)]
+
+def _whole(value: Any) -> Any:
+    """5.0 is an integer to JSON Schema, so it is one here."""
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
+
+
+Whole = BeforeValidator(_whole)  # behind Field, or its bounds leave the schema
+Positive = Annotated[int, Field(ge=1, le=INT64), Whole]
 Share = Annotated[float, Field(ge=0, le=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
-TokenId = Annotated[int, Field(ge=0, le=INT64)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
 
 
 class Strict(BaseModel):
@@ -87,15 +95,15 @@ class Common(Strict):
     max_tokens: Positive | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=INT64)] | None = Field(
+    top_k: Annotated[int, Field(ge=-1, le=INT64), Whole] | None = Field(
         None, description="Extension. 0 and -1: off."
     )
     min_p: Share | None = Field(None, description="Extension.")
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), Whole] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     ignore_eos: bool | None = Field(None, description="Extension. Go to the limit.")
-    seed: Annotated[int, Field(ge=-INT64, le=INT64)] | None = None
-    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = Field(
+    seed: Annotated[int, Field(ge=-INT64, le=INT64), Whole] | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000), Whole] | None = Field(
         None, description="Extension. Lower is served earlier."
     )
     stream: bool | None = None
@@ -120,7 +128,7 @@ class ChatRequest(Common):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), Whole] | None = None
     chat_template_kwargs: TemplateOptions | None = Field(
         None, description="Extension: {'thinking': true} makes the model reason."
     )
@@ -142,7 +150,7 @@ class CompletionRequest(Common):
             Field(min_length=1, max_length=MOST_CHOICES),
         ]
     )
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), Whole] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
