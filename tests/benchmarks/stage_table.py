@@ -6,6 +6,7 @@
     done
     python tests/benchmarks/stage_table.py table runs/r1-seed*
 
+A finished seed's folder in results/r1 serves `table` as well as its run.
 `train` takes over what the nano run has trained and trains the rest of section
 `[r1]` with the budgets below. `table` writes results/r1: the raw log and the
 measurements of each seed, and table.md.
@@ -153,6 +154,8 @@ def table(folders: list[Path]) -> None:
     for folder, seed in zip(folders, seeds, strict=True):
         target = RESULTS / f"seed{seed['seed']}"
         target.mkdir(exist_ok=True)
+        if folder.resolve() == target.resolve():
+            continue
         for name in ("r1.json", "metrics.jsonl", "recipe.toml"):
             shutil.copy(folder / name, target / name)
     lines = [
