@@ -7,7 +7,7 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import Field
@@ -27,6 +27,8 @@ from r1lite.training.ppo import PPOConfig
 from r1lite.training.pretrain import PretrainConfig
 from r1lite.training.rejection import ExpertConfig
 from r1lite.training.sft import SFTConfig
+
+Rival = Literal["clean", "continued", "expert"]
 
 
 class TokenizerConfig(Section):
@@ -55,11 +57,13 @@ class ControlsConfig(Section):
     """Section `[controls]`: which rivals of RL are trained beside it.
 
     Forced reasoning and the temperature sweep need no training: always there
-    when `enabled`. Clean SFT has the SFT stage's budget, continued SFT and
-    expert iteration have RL's.
+    when `enabled`. Of the others those in `trained`: clean SFT has the SFT stage's
+    budget, continued SFT and expert iteration have RL's. Without one of them the
+    verdict can only be "incomplete", or that another reached the result.
     """
 
     enabled: bool = True
+    trained: tuple[Rival, ...] = ("clean", "continued", "expert")
     expert: ExpertConfig = ExpertConfig()
 
 
@@ -197,6 +201,8 @@ def _check_early(recipe: Recipe) -> None:
     """Find now what a stage would find after minutes of training."""
     context = recipe.model_config_for().max_position_embeddings
     stream(recipe.tasks.shares, recipe.seed)
+    _check_plan("pretrain", recipe.pretrain)
+    _check_plan("r1.student_pretrain", recipe.r1.student_pretrain)
     rows = {"pretrain": recipe.pretrain.seq_len, "sft": recipe.sft.seq_len}
     answers = {
         "grpo.max_new_tokens": recipe.grpo.max_new_tokens,
@@ -220,6 +226,13 @@ def _check_early(recipe: Recipe) -> None:
                 f"{name}: {length} tokens exceed the context of {context}; lower it "
                 "or raise model.max_position_embeddings"
             )
+
+
+def _check_plan(name: str, config: PretrainConfig) -> None:
+    try:
+        config.plan()
+    except R1Error as e:
+        raise R1Error(f"{name}.{e}") from e
 
 
 def _read(name_or_path: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from r1lite import recipe as recipes
 from r1lite.report.schema import Report
 from r1lite.training import metrics
 
@@ -60,3 +62,49 @@ def test_the_readme_quotes_the_table() -> None:
     lines = [x for x in TABLE.read_text().splitlines() if x.startswith("|")]
     assert len(lines) > 10
     assert [x for x in lines if x not in readme] == []
+
+
+MICRO = REPO / "results" / "micro"
+SMALLER = {  # what results/micro/README.md says was changed to fit two cores
+    "checkpoint_seconds",
+    "tokenizer.vocab_size",
+    "tokenizer.train_bytes",
+    "pretrain.steps",
+    "pretrain.seq_len",
+    "sft.steps",
+    "sft.tokens",
+    "sft.seq_len",
+    "grpo.steps",
+    "grpo.questions",
+    "evaluation.problems",
+    "evaluation.validation_problems",
+}
+
+
+def test_the_page_of_micro_gives_the_command_that_made_it() -> None:
+    shipped = tomllib.loads((REPO / "r1lite" / "recipes" / "micro.toml").read_text())
+    used = tomllib.loads((MICRO / "recipe.toml").read_text())
+    assert set(differing(shipped, used)) == SMALLER
+    page = (MICRO / "README.md").read_text()
+    command = page.split("```")[1].replace("\\\n", " ")
+    given = re.findall(r"--set (\S+?)='?([^' \n]+)", command)
+    assert {name for name, _ in given} > SMALLER - {"checkpoint_seconds"}
+    again = recipes.load("micro", {n: tomllib.loads(f"v={v}")["v"] for n, v in given})
+    assert again.fingerprint() == recipes.read(MICRO / "recipe.toml").fingerprint()
+
+
+def test_the_run_of_micro_is_whole_and_claims_no_more_than_it_measured() -> None:
+    report = Report.load(MICRO)
+    rows = metrics.read(MICRO / "metrics.jsonl")
+    for stage in report.stages:
+        steps = [r["step"] for r in rows if r["stage"] == stage.name]
+        assert steps == list(range(stage.steps))
+    assert {c.id for c in report.controls} == {1, 2}  # the others were not trained
+    assert {v.outcome for v in report.verdicts} == {"elicitation", "not separated"}
+    assert report.machine.commit in (page := (MICRO / "README.md").read_text())
+    lines = (MICRO / "table.md").read_text().splitlines()
+    assert len(lines) > 20
+    assert [x for x in lines if x not in page] == []
+    for e in (report.before(), report.after()):
+        assert e is not None and f"{100 * e.accuracy:.1f} [" in page
+    assert (MICRO / "result.png").stat().st_size < 100_000

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from r1lite.data import sources
 from r1lite.data.sources import SOURCES
+from r1lite.data.stream import StreamConfig
 from r1lite.errors import R1Error
 from r1lite.settings import Section
 
@@ -30,11 +31,14 @@ class DataConfig(Section):
     overlap: a training document of whose 10-grams more than this share stand in
         held-out text or in a test is dropped; 1 keeps all.
     fim: domain = share of its documents that are reordered to fill in the middle.
+    streams: domain = datasets that are read while training goes on, in place of
+        the sources that R1-lite knows; those that `sources` names stay beside them.
     """
 
     model_config = ConfigDict(validate_default=True)
 
     mixture: dict[str, float] = ARTICLE
+    streams: dict[str, tuple[StreamConfig, ...]] = Field(default_factory=dict)
     sources: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     caps: dict[str, float] = Field(default_factory=dict)
     heldout: float = Field(default=0.05, ge=0, le=0.5)
@@ -54,6 +58,29 @@ class DataConfig(Section):
             raise ValueError(f"the shares sum to {total:.6g}; make them sum to 1")
         return shares
 
+    @field_validator("streams")
+    @classmethod
+    def _streams_of_domains(
+        cls, given: dict[str, tuple[StreamConfig, ...]], info: ValidationInfo
+    ) -> dict[str, tuple[StreamConfig, ...]]:
+        domains = info.data.get("mixture", given)
+        for domain, streams in given.items():
+            if domain not in domains:
+                raise ValueError(f"{domain} is no domain; {_hint(domain, domains)}")
+            if not streams:
+                raise ValueError(f"{domain} names no dataset; name one or leave it out")
+        return given
+
+    @field_validator("near_duplicates")
+    @classmethod
+    def _not_of_streams(cls, threshold: float, info: ValidationInfo) -> float:
+        if threshold and info.data.get("streams"):
+            raise ValueError(
+                "a stream is not searched for repetitions, which needs all of it; set "
+                "it to 0 and choose datasets without"
+            )
+        return threshold
+
     @field_validator("sources")
     @classmethod
     def _known_sources(
@@ -66,7 +93,9 @@ class DataConfig(Section):
             if len(set(names)) < len(names):
                 raise ValueError(f"{domain} names a source twice; name it once")
             _find_all(names)
-        return {d: given.get(d, _default_sources(d)) for d in domains}
+        streams = info.data.get("streams", {})
+        known = {d: () if d in streams else _default_sources(d) for d in domains}
+        return {d: given.get(d, known[d]) for d in domains}
 
     @field_validator("caps")
     @classmethod

@@ -94,7 +94,9 @@ def build(
     for d in domains.values():
         d["share"] = d["tokens"] / total
     heldout = {
-        d: _held_out(x.held, tokenizer, config) for d, x in loaded.items() if x.held
+        d: encode_held(x.held, tokenizer, config.heldout_bytes)
+        for d, x in loaded.items()
+        if x.held
     }
     summary = {
         "python": platform.python_version(),
@@ -129,11 +131,11 @@ def tokenizer_texts(
     return texts
 
 
-def _held_out(texts: list[str], tokenizer: R1Tokenizer, config: DataConfig) -> HeldOut:
-    """As many documents, in order of their hashes, as `heldout_bytes` allow."""
+def encode_held(texts: list[str], tokenizer: R1Tokenizer, most: int) -> HeldOut:
+    """As many documents, in the order given, as fit into `most` bytes; one at least."""
     taken, total = [texts[0]], size(texts[0])
     for text in texts[1:]:
-        if total + size(text) <= config.heldout_bytes:
+        if total + size(text) <= most:
             taken.append(text)
             total += size(text)
     ids = [[tokenizer.bos_id, *x] for x in tokenizer.encode_batch(taken)]

@@ -45,6 +45,12 @@ class MaskedRows(Rows):
     mask: Tensor
 
 
+class RowSource(Protocol):
+    """What a pretraining stage reads: rows by their number, any at any time."""
+
+    def rows(self, first: int, count: int) -> Rows: ...
+
+
 class PackedRows:
     """An endless stream of documents, cut into rows of `seq_len + 1` tokens.
 

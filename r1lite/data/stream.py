@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import Field
+
 from r1lite.errors import R1Error
 from r1lite.settings import Section
 
@@ -33,7 +35,7 @@ class StreamConfig(Section):
 
     subset, split: the hub's names for parts of a dataset.
     column: which field holds the text. buffer: documents shuffled together; 1
-    keeps the order of the files.
+    keeps the order of the files. weight: its part of its domain's tokens.
     """
 
     path: str
@@ -41,6 +43,7 @@ class StreamConfig(Section):
     split: str = "train"
     column: str = "text"
     buffer: int = 1000
+    weight: float = Field(default=1.0, gt=0)
 
 
 class TextStream:
@@ -141,5 +144,5 @@ def _open(config: StreamConfig) -> Any:
         reason = (str(e) or type(e).__name__).splitlines()[0][:120]
         raise R1Error(
             f"stream.path: {config.path} is no local file and cannot be opened on the "
-            f"hub ({reason}); check the name and the network"
+            f"hub ({reason}); check the name and the network, or name local files"
         ) from e

@@ -46,6 +46,8 @@ def _units(model: R1Model) -> list[list[nn.Module]]:
     rest: list[nn.Module] = [*model.layers, model.norm]
     if model.mtp is not None:
         rest.append(model.mtp)
+    known = {*rest, model.layers, *(m for unit in ends for m in unit)}
+    rest += [m for m in model.children() if m not in known]  # a second head
     return ends + [[module] for module in rest]
 
 

@@ -88,7 +88,7 @@ class Team:
             return model
         state = gather_experts(model, mesh.ep, mesh.pp)
         with torch.random.fork_rng():  # initial weights must not cost random numbers
-            copy = R1Model(model.config)
+            copy = type(model)(model.config)
         copy.load_state_dict(state)
         return copy.to(self.device).eval()
 

@@ -13,6 +13,7 @@ from r1lite.evaluation import LevelResult
 from r1lite.pipeline import controls, r1, stages, summary
 from r1lite.pipeline.context import Context, open_run
 from r1lite.pipeline.measure import Measure, Way
+from r1lite.pipeline.room import require_room
 from r1lite.recipe import Recipe
 from r1lite.report.html import build as build_html
 from r1lite.report.schema import FILE_NAME, Report
@@ -28,6 +29,7 @@ def run_recipe(
     Raises:
         R1Error: `out` holds something else, or the recipe cannot be run.
     """
+    require_room(recipe)
     context = open_run(recipe, out, console, progress)
     team = context.run.team
     if not team.agree((out / FILE_NAME).exists):
@@ -54,9 +56,7 @@ def _work(context: Context) -> None:
     team.agree(lambda: _save_final(context))
     with_controls = context.recipe.controls.enabled
     if with_controls:
-        results["clean"] = controls.make_clean(context)
-        results["continued"] = controls.make_continued(context, results["grpo"])
-        results["expert"] = controls.make_expert(context)
+        results |= controls.make_all(context, results["grpo"])
     if context.recipe.r1.enabled:
         r1.make_all(context)
     context.say("[bold]evaluation[/bold]")
@@ -114,13 +114,16 @@ def _controls(measure: Measure, results: dict[str, StageResult]) -> list[parts.C
     forced = measure.best_temperature("sft", think=True)
     sweep_base = measure.best_temperature("base")
     sweep_sft = measure.best_temperature("sft")
+    rivals = {
+        "clean": (3, "SFT on clean reasoning only"),
+        "continued": (4, "continued SFT on the same mix"),
+        "expert": (5, "expert iteration"),
+    }
     return [
         row(1, "SFT model, answer forced to start with <think>", forced, None),
         row(2, "pretrained base, best temperature", sweep_base, None),
         row(2, "SFT model, best temperature", sweep_sft, None),
-        row(3, "SFT on clean reasoning only", Way("clean"), "clean"),
-        row(4, "continued SFT on the same mix", Way("continued"), "continued"),
-        row(5, "expert iteration", Way("expert"), "expert"),
+        *(row(*rivals[n], Way(n), n) for n in rivals if n in results),
     ]
 
 

@@ -46,3 +46,15 @@ def make_expert(context: Context) -> StageResult:
         return model, result
 
     return context.stage("expert", train)
+
+
+def make_all(context: Context, rl: StageResult) -> dict[str, StageResult]:
+    """Those that the recipe trains, by name."""
+    wanted, made = context.recipe.controls.trained, {}
+    if "clean" in wanted:
+        made["clean"] = make_clean(context)
+    if "continued" in wanted:
+        made["continued"] = make_continued(context, rl)
+    if "expert" in wanted:
+        made["expert"] = make_expert(context)
+    return made

@@ -13,18 +13,14 @@ from collections.abc import Callable
 import torch
 
 from r1lite.data import chat, sources
-from r1lite.data.packing import PackedRows
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
-from r1lite.evaluation import answer
+from r1lite.evaluation import LevelResult, answer
 from r1lite.generation import Sampling
 from r1lite.model import R1Model
 from r1lite.pipeline.context import Context
-from r1lite.pipeline.stages import (
-    mixture_for,
-    problem_source,
-    supervised,
-)
+from r1lite.pipeline.measure import Measure, Way
+from r1lite.pipeline.stages import problem_source, supervised, text_for
 from r1lite.tasks import stream
 from r1lite.training.distill import distill, teacher_traces
 from r1lite.training.grpo import GRPOConfig, grpo
@@ -124,9 +120,7 @@ def make_student_base(context: Context) -> StageResult:
     def train() -> tuple[R1Model, StageResult]:
         recipe, tokenizer = context.recipe, context.tokenizer()
         config = recipe.r1.student_pretrain
-        data = mixture_for(context, config)
-        seed = derive_seed(recipe.seed, "student pack")
-        rows = PackedRows(data.documents, tokenizer, config.seq_len, seed)
+        rows = text_for(context, config, "student pack").rows
         torch.manual_seed(derive_seed(recipe.seed, "student"))
         shape = recipe.model_config_for(tokenizer.vocab_size)
         model = R1Model(shape.with_(**recipe.r1.student))
@@ -192,7 +186,37 @@ STAGES: dict[str, Callable[[Context], object]] = {
 }
 
 
+SHOWN = {
+    "sft": "Cold start (stage 1)",
+    "ppo": "PPO, from the cold start",
+    "grpo": "GRPO (stage 2)",
+    "rejection": "Rejection-sampling SFT, from the base (stage 3)",
+    "second": "Second RL (stage 4)",
+    "student_traces": "Student, by the teacher's traces",
+    "student_logits": "Student, by the teacher's logits",
+    "student_sft": "Student, cold start",
+    "student_grpo": "Student, RL on its own",
+}
+
+
+OWN = [policy for policy in SHOWN if policy not in ("sft", "grpo")]
+
+
 def make_all(context: Context) -> None:
-    """Every stage of the section, in order; each resumes."""
+    """Every stage of the section, in order, then their accuracy; each resumes."""
     for make in STAGES.values():
         make(context)
+    evaluations(Measure(context))
+
+
+def costs(context: Context) -> dict[str, StageResult]:
+    """What each stage of the section cost; `make_all` has run them."""
+    return {
+        name: StageResult(**context.cached(f"stage_{name}", dict))
+        for name in ("student_base", *OWN)
+    }
+
+
+def evaluations(measure: Measure) -> list[tuple[Way, str, list[LevelResult]]]:
+    """The section's own policies on the test split, greedy."""
+    return [(way, "test", measure.evaluate(way, "test")) for way in map(Way, OWN)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from r1lite.data import chat, fim, mixture
-from r1lite.data.packing import PackedRows
+from r1lite.data import chat, endless, fim, mixture
+from r1lite.data.packing import PackedRows, RowSource
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.model import R1Model
 from r1lite.pipeline.context import Context
@@ -18,6 +20,8 @@ from r1lite.training.grpo import grpo
 from r1lite.training.loop import StageResult, derive_seed
 from r1lite.training.pretrain import PretrainConfig, bits_per_byte, pretrain
 from r1lite.training.sft import SFTConfig, sft
+
+GENERATED = 20_000_000  # bytes
 
 
 def mathematics(context: Context, tokens: int) -> dict[str, list[str]]:
@@ -30,6 +34,8 @@ def mathematics(context: Context, tokens: int) -> dict[str, list[str]]:
     share = recipe.data.mixture.get("mathematics", 0.0)
     seed = derive_seed(recipe.seed, "mathematics")
     size = max(100_000, round(3 * share * tokens))
+    if recipe.data.streams:  # an endless mixture repeats what it has at hand
+        size = min(size, GENERATED)
     return {
         "mathematics": documents(
             seed,
@@ -47,7 +53,8 @@ def make_tokenizer(context: Context) -> None:
     if (target / "tokenizer.json").exists():
         return
     context.say("[bold]tokenizer[/bold]")
-    texts = mixture.tokenizer_texts(
+    source = endless if recipe.data.streams else mixture
+    texts = source.tokenizer_texts(
         recipe.data,
         mathematics(context, recipe.tokenizer.train_bytes),
         recipe.seed,
@@ -60,16 +67,39 @@ def make_tokenizer(context: Context) -> None:
     tokenizer.save(target)
 
 
-def mixture_for(context: Context, config: PretrainConfig) -> mixture.Mixture:
-    """Enough documents of the recipe's mixture for a pretraining stage."""
-    recipe = context.recipe
-    return mixture.build(
-        recipe.data,
-        context.tokenizer(),
-        config.tokens + config.batch_size * (config.seq_len + 1),
-        recipe.seed,
-        mathematics(context, config.tokens),
-    )
+@dataclass(frozen=True)
+class Text:
+    """What a pretraining stage reads, and what is held out of it by domain."""
+
+    rows: RowSource
+    heldout: dict[str, mixture.HeldOut]
+    summary: Callable[[], dict[str, Any]]
+
+
+def text_for(context: Context, config: PretrainConfig, name: str) -> Text:
+    """The recipe's mixture for a pretraining stage, drawn whole or streamed.
+
+    `name` gives the stage an order of its own.
+    """
+    recipe, tokenizer = context.recipe, context.tokenizer()
+    made = mathematics(context, config.tokens)
+    seed = derive_seed(recipe.seed, name)
+    if recipe.data.streams:
+        index = context.dir / "streams" / f"{name}.jsonl"
+        found = endless.build(
+            recipe.data,
+            tokenizer,
+            config.seq_len,
+            seed,
+            made,
+            index=index,
+            writes=context.run.team.first,
+        )
+        return Text(found.rows, found.heldout, lambda: found.summary)
+    enough = config.tokens + config.batch_size * (config.seq_len + 1)
+    data = mixture.build(recipe.data, tokenizer, enough, recipe.seed, made)
+    rows = PackedRows(data.documents, tokenizer, config.seq_len, seed)
+    return Text(rows, data.heldout, lambda: data.summary)
 
 
 def make_base(context: Context) -> StageResult:
@@ -78,32 +108,27 @@ def make_base(context: Context) -> StageResult:
     def train() -> tuple[R1Model, StageResult]:
         recipe, tokenizer = context.recipe, context.tokenizer()
         config = recipe.pretrain
-        data = mixture_for(context, config)
-        rows = PackedRows(
-            data.documents, tokenizer, config.seq_len, derive_seed(recipe.seed, "pack")
-        )
+        text = text_for(context, config, "pack")
         torch.manual_seed(derive_seed(recipe.seed, "init"))
         model = R1Model(recipe.model_config_for(tokenizer.vocab_size))
-        context.cached("mixture", lambda: data.summary)
         model.to(context.run.team.device)
-        context.cached("bytes_untrained", lambda: held_out(context, model, data))
-        result = pretrain(context.run, model, config, rows)
+        context.cached("bytes_untrained", lambda: held_out(context, model, text))
+        result = pretrain(context.run, model, config, text.rows)
+        context.cached("mixture", text.summary)  # a stream is counted as it is read
         whole = context.run.team.whole(model)
-        context.cached("bytes_base", lambda: held_out(context, whole, data))
+        context.cached("bytes_base", lambda: held_out(context, whole, text))
         return model, result
 
     return context.stage("base", train)
 
 
-def held_out(
-    context: Context, model: R1Model, data: mixture.Mixture
-) -> dict[str, float]:
+def held_out(context: Context, model: R1Model, text: Text) -> dict[str, float]:
     """Bits per byte of each domain's held-out documents."""
     seq_len = context.recipe.pretrain.seq_len
     model.eval()
     return {
         domain: bits_per_byte(model, part.ids, part.bytes, seq_len)
-        for domain, part in data.heldout.items()
+        for domain, part in text.heldout.items()
     }
 
 

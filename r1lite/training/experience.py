@@ -50,8 +50,9 @@ def experience(
 ) -> tuple[Experience, dict[str, float]]:
     """Values, rewards and advantages of sampled answers; scores (answers,).
 
-    The old log-probabilities are the sampler's own. Advantages are whitened here,
-    over the whole step. Also returns what of it the log wants.
+    The old log-probabilities are the sampler's own. Each rank reads its own answers
+    and has all in the end: advantages are whitened over the whole step. Also returns
+    what of it the log wants.
     """
     device = run.team.device
     batch = collate(items, model.config.pad_token_id or 0)
@@ -59,13 +60,17 @@ def experience(
     starts, ends = batch.prompt_lengths.to(device), batch.lengths.to(device)
     mask, old = answer_mask(ids, starts, ends), batch.old_logprobs.to(device)
     values, ref = torch.zeros_like(old), torch.zeros_like(old)
-    for rows in run.micro_batches(len(items)):
+    pieces = run.micro_batches(len(items))
+    for rows in pieces:
         with run.autocast():
             read = read_tokens(model, ids[rows], mask[rows], config.temperature)
             values[rows] = values[rows].masked_scatter(mask[rows], read.values)
             if reference is not None:
                 where = (ids[rows], starts[rows], ends[rows], config.temperature)
                 ref[rows], _ = token_logprobs(reference, *where)
+    values = _of_all_ranks(run, values, pieces)
+    if reference is not None:
+        ref = _of_all_ranks(run, ref, pieces)
     rewards = token_rewards(
         scores.to(device), old, None if reference is None else ref, mask, config.kl_coef
     )
@@ -76,3 +81,9 @@ def experience(
     if config.whiten:
         advantages = whiten(advantages, mask)
     return Experience(ids, mask, old, values, advantages, returns), seen
+
+
+def _of_all_ranks(run: Run, x: Tensor, pieces: list[slice]) -> Tensor:
+    """`x` (rows, seq), of which this rank filled its own `pieces`, whole."""
+    mine = [row.cpu() for rows in pieces for row in x[rows]]
+    return torch.stack(run.team.gather(mine)).to(x.device)

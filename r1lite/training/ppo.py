@@ -30,7 +30,7 @@ from r1lite.training.ppo_loss import (
     clipped_value_loss,
     read_tokens,
 )
-from r1lite.training.reward_model import ScoreModel, require_one_process
+from r1lite.training.reward_model import ScoreModel
 from r1lite.training.rollout import Rollout, team_rollouts
 
 ProblemAt = Callable[[int], Problem]
@@ -82,15 +82,14 @@ def ppo(
             "reward" is its mean, "accuracy" stays the verifier's word.
 
     Raises:
-        R1Error: more minibatches than answers, or the run has several ranks.
+        R1Error: a minibatch has fewer answers than the run has ranks.
     """
-    rows = config.questions * config.group_size
-    if config.minibatches > rows:
+    rows, ranks = config.questions * config.group_size, run.team.ranks
+    if rows // config.minibatches < ranks:
         raise R1Error(
-            f"ppo.minibatches: {config.minibatches} are more than the {rows} answers "
-            "of a step; choose fewer"
+            f"ppo.minibatches: {config.minibatches} are too many for the {rows} "
+            f"answers of a step on {ranks} rank(s); choose at most {rows // ranks}"
         )
-    require_one_process(run, name)
     reference = None
     if config.kl_coef:
         reference = copy.deepcopy(model).to(run.team.device).eval()
@@ -100,7 +99,9 @@ def ppo(
         run, name, both, tokenizer, config, problem_at, reward or _verifier, reference
     )
     result = run_stage(run, name, both, config.optim, config.steps, trainer.step)
-    model.load_state_dict(both.trunk_state())
+    whole = run.team.whole(both)
+    assert isinstance(whole, ScoreModel)
+    model.load_state_dict(whole.trunk_state())
     return result
 
 

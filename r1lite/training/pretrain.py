@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r1lite.data.packing import PackedRows, Rows
+from r1lite.data.packing import Rows, RowSource
 from r1lite.loss import head_loss
 from r1lite.model import R1Model
 from r1lite.moe.balance import routers
@@ -20,12 +20,16 @@ from r1lite.parallel.pipeline import Pipelined
 from r1lite.settings import Section
 from r1lite.training.loop import BalanceConfig, Run, StageResult, Update, run_stage
 from r1lite.training.optim import OptimConfig
+from r1lite.training.schedule import BatchRamp, Phase, TokenPlan
 
 
 class PretrainConfig(Section):
     """Section `[pretrain]`. A batch is `batch_size` rows of `seq_len` tokens.
 
-    `document_mask` off is what V3 did: packed documents see each other.
+    `document_mask` off is what V3 did: packed documents see each other. With a
+    `ramp` the first batches are smaller, so the same tokens take more than `steps`.
+    `phases` of the learning rate replace those of `optim`, all but its warm-up; with
+    either, the rate follows the tokens read and not the steps.
     """
 
     steps: int = 800
@@ -35,30 +39,51 @@ class PretrainConfig(Section):
     mtp_weight: float = 0.3
     balance: BalanceConfig = BalanceConfig()
     optim: OptimConfig = OptimConfig(name="muon")
+    ramp: BatchRamp = BatchRamp()
+    phases: tuple[Phase, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Tokens the stage is trained on."""
         return self.steps * self.batch_size * self.seq_len
 
+    @property
+    def by_tokens(self) -> bool:
+        """Does the learning rate follow the tokens?"""
+        return bool(self.phases) or self.ramp != BatchRamp()
+
+    def plan(self) -> TokenPlan:
+        """The batch of every step."""
+        decay = self.optim.decay_fraction
+        last = Phase(share=decay, end=self.optim.final_lr)
+        return TokenPlan(
+            self.steps * self.batch_size,
+            self.batch_size,
+            self.ramp,
+            self.phases or (Phase(share=1 - decay), last),
+            self.optim.warmup_steps,
+        )
+
 
 def pretrain(
     run: Run,
     model: R1Model,
     config: PretrainConfig,
-    rows: PackedRows,
+    rows: RowSource,
     name: str = "pretrain",
 ) -> StageResult:
     """Train `model` in place on packed rows of `seq_len + 1` tokens.
 
     With pipeline stages (`[parallel]` pp) it is cut into them, too.
     """
+    plan = config.plan()
     if run.team.staged is not None:
         return _pretrain_in_stages(run, model, config, rows, name)
+    plan.check_shares(run.team.ranks)
 
     def step(i: int, update: Update) -> dict[str, float]:
-        batch = rows.batch(i, config.batch_size)
-        pieces = [_piece(batch, s, run) for s in run.micro_batches(config.batch_size)]
+        batch = rows.rows(*plan.rows(i))
+        pieces = [_piece(batch, s, run) for s in run.micro_batches(len(batch.ids))]
         totals = _units(batch, config, model)
         means = run.accumulate(pieces, lambda p: _terms(run, model, config, p), totals)
         values = {"loss": means["loss"]}
@@ -66,18 +91,20 @@ def pretrain(
             values["mtp_loss"] = means["mtp_loss"] / config.mtp_weight
         return {**values, "grad_norm": update(), "tokens": totals["loss"]}
 
-    return run_stage(
-        run, name, model, config.optim, config.steps, step, config.balance.gamma
-    )
+    scale = plan.scale if config.by_tokens else None
+    gamma = config.balance.gamma
+    return run_stage(run, name, model, config.optim, plan.steps, step, gamma, scale)
 
 
 def _pretrain_in_stages(
-    run: Run, model: R1Model, config: PretrainConfig, rows: PackedRows, name: str
+    run: Run, model: R1Model, config: PretrainConfig, rows: RowSource, name: str
 ) -> StageResult:
     """Each rank holds some of the layers; what it logs is of its own routers."""
     team = run.team.staged
     assert team is not None and team.mesh is not None
-    mesh = team.mesh
+    mesh, plan = team.mesh, config.plan()
+    readers = team.ranks // mesh.stages
+    plan.check_shares(readers, readers * run.parallel.micro_batches)
     pipes: list[Pipelined] = []
     has_mtp = model.mtp is not None and bool(config.mtp_weight)
 
@@ -95,7 +122,7 @@ def _pretrain_in_stages(
         )
 
     def step(i: int, update: Update) -> dict[str, float]:
-        batch = rows.batch(i, config.batch_size)
+        batch = rows.rows(*plan.rows(i))
         ids, targets = batch.ids[:, :-1].contiguous(), batch.ids[:, 1:].contiguous()
         masked = batch.document_ids[:, :-1] if config.document_mask else None
         means = pipes[0].step(ids, targets, masked)
@@ -107,10 +134,11 @@ def _pretrain_in_stages(
         name,
         model,
         config.optim,
-        config.steps,
+        plan.steps,
         step,
         config.balance.gamma,
-        cut=cut,
+        plan.scale if config.by_tokens else None,
+        cut,
     )
 
 

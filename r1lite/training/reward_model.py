@@ -113,12 +113,18 @@ def train_reward_model(
 ) -> StageResult:
     """Fit `model` in place; `pair_at(i)` gives the i-th pair, any i >= 0.
 
+    Several ranks leave it cut up: `run.team.whole(model)` puts it together.
+
     Raises:
-        R1Error: a step has no pairs, or the run has several ranks.
+        R1Error: a step has no pairs, or fewer than the run has ranks.
     """
     if config.pairs < 1:
         raise R1Error(f"reward.pairs: {config.pairs} make no step; give at least 1")
-    require_one_process(run, name)
+    if config.pairs < run.team.ranks:
+        raise R1Error(
+            f"reward.pairs: {config.pairs} are too few for {run.team.ranks} ranks; "
+            "give at least one pair to each"
+        )
     pad_id = model.config.pad_token_id or 0
 
     def step(i: int, update: Update) -> dict[str, float]:
@@ -139,15 +145,6 @@ def train_reward_model(
         return {**means, "grad_norm": update(), "tokens": tokens}
 
     return run_stage(run, name, model, config.optim, config.steps, step)
-
-
-def require_one_process(run: Run, stage: str) -> None:
-    """Raise R1Error if the run has several ranks: the scalar head is not shared out."""
-    if run.team.ranks > 1:
-        raise R1Error(
-            f"{stage}: trains in one process, torchrun started {run.team.ranks}; start "
-            "it without torchrun, or train with GRPO, which needs no second head"
-        )
 
 
 @torch.no_grad()

@@ -110,6 +110,25 @@ def test_two_pipeline_stages_train_as_one_and_are_joined_after(
     same_training(run, one, 2e-5, exact=("tokens", "lr"))
 
 
+def test_a_growing_batch_is_the_same_on_two_ranks_and_two_stages(
+    tmp_path: Path,
+) -> None:
+    """Every rank plans the same batches; the rate follows the tokens of all."""
+    changes = {
+        "pretrain__steps": 3,
+        "pretrain__batch_size": 16,
+        "pretrain__ramp": "{start = 0.5, share = 0.6, multiple = 8}",
+        "pretrain__phases": "[{share = 0.5}, {share = 0.5, end = 0.1}]",
+        "sft__steps": 1,
+        "grpo__steps": 1,
+    }
+    one = alone(tmp_path / "one", **changes)
+    assert [r["tokens"] for r in rows(one, "pretrain")] == [1024, 2048, 4096, 6144]
+    for name, layout in (("data", {}), ("stages", {"parallel__pp": 2})):
+        run = together(tmp_path / name, 2, **changes, **layout)
+        same_training(run, one, 2e-5, exact=("tokens", "lr"))
+
+
 def test_micro_batches_and_recomputation_train_as_the_whole(
     one: Path, tmp_path: Path
 ) -> None:

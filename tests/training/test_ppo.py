@@ -134,7 +134,7 @@ def test_any_split_gives_the_same_update(
     assert whole.keys() == split.keys()
     assert {"score.weight", "lm_head.weight"} <= whole.keys()
     for name, grad in whole.items():
-        assert float((grad - split[name]).abs().max()) < 1e-6, name
+        torch.testing.assert_close(split[name], grad, atol=5e-6, rtol=0, msg=name)
     assert logged == pytest.approx(logged_too, abs=1e-5)
     assert logged["clip_frac"] > 0
     cut = see(small, both, items)
@@ -262,6 +262,6 @@ def test_what_it_refuses(model: R1Model, tokenizer: R1Tokenizer, run: Run) -> No
     many = SMALL.model_copy(update={"minibatches": 9})
     with pytest.raises(R1Error, match=r"ppo\.minibatches: 9"):
         ppo(run, model, tokenizer, many, PROBLEM_AT)
-    crowd = replace(run, team=SimpleNamespace(ranks=2))  # type: ignore[arg-type]
-    with pytest.raises(R1Error, match="one process"):
+    crowd = replace(run, team=SimpleNamespace(ranks=5))  # type: ignore[arg-type]
+    with pytest.raises(R1Error, match=r"on 5 rank\(s\); choose at most 1"):
         ppo(crowd, model, tokenizer, SMALL, PROBLEM_AT)

@@ -179,9 +179,9 @@ def test_what_it_refuses(model: R1Model, tokenizer: R1Tokenizer, run: Run) -> No
     both, at = ScoreModel.of(model), Comparisons(tokenizer, SHARES, 0).at
     with pytest.raises(R1Error, match=r"reward\.pairs"):
         train_reward_model(run, both, RewardModelConfig(pairs=0), at)
-    crowd = replace(run, team=SimpleNamespace(ranks=2))  # type: ignore[arg-type]
-    with pytest.raises(R1Error, match="one process"):
-        train_reward_model(crowd, both, RewardModelConfig(), at)
+    crowd = replace(run, team=SimpleNamespace(ranks=9))  # type: ignore[arg-type]
+    with pytest.raises(R1Error, match=r"reward\.pairs: 8 are too few for 9 ranks"):
+        train_reward_model(crowd, both, RewardModelConfig(pairs=8), at)
     with pytest.raises(R1Error, match="pairs"):
         share(torch.zeros(0) > 0)
 
