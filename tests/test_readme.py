@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.live import live
 from typer.testing import CliRunner
 
 from r1lite.book import load_book
@@ -13,6 +14,7 @@ from r1lite.cli import cli
 
 REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_map_is_the_map_of_the_book() -> None:
@@ -42,9 +44,9 @@ def test_every_make_target_named_exists() -> None:
 
 
 def test_every_command_and_option_named_exists() -> None:
-    calls = re.findall(
-        r"(?:\.venv/bin/)?r1lite (run|chat|eval|check|plan)\b([^\n`]*)", README
-    )
+    commands = "run|chat|eval|check|plan|serve|quantize|bench"
+    pattern = rf"(?:\.venv/bin/)?r1lite ({commands})\b([^\n`]*)"
+    calls = re.findall(pattern, README)
     assert len(calls) >= 5
     for command, rest in calls:
         shown = CliRunner().invoke(cli, [command, "--help"], terminal_width=200).output
@@ -55,12 +57,23 @@ def test_every_command_and_option_named_exists() -> None:
 def test_the_python_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = EXAMPLES[-1]
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)
     assert names["logits"].shape == (2, 16, 1024)  # type: ignore[attr-defined]
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_the_client_example_asks_a_real_server(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _ = EXAMPLES
+    address = "http://127.0.0.1:8000"
+    assert address in code
+    with live("--name", "final") as server:
+        exec(code.replace(address, server.url), {})
+    assert capsys.readouterr().out.split() == ["7*4=8", "8+9=7", "7"]
 
 
 def test_no_text_file_of_the_repository_names_the_authors_machine() -> None:
