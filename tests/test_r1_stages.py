@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from r1lite import hub
 from r1lite import recipe as recipes
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
-from r1lite.pipeline import r1
+from r1lite.pipeline import r1, summary
 from r1lite.pipeline.context import Context, open_run
+from r1lite.pipeline.measure import Measure, Way
+from r1lite.report import Report, table
 from r1lite.training import metrics
+from r1lite.training.loop import StageResult
 
 NANO = Path(__file__).parents[1] / "chapters" / "fixtures" / "nano"
 SFT = {"steps": 2, "tokens": 512, "seq_len": 128}
@@ -35,14 +39,16 @@ SECTION: dict[str, Any] = {
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    changes = {f"grpo.{k}": v for k, v in RL.items()}
+    changes: dict[str, Any] = {f"grpo.{k}": v for k, v in RL.items()}
+    changes |= {"evaluation.problems": 2, "evaluation.levels": ["chain/3", "chain/4"]}
     recipe = recipes.load("nano", changes)
     out = tmp_path / "run"
     found = open_run(
         recipes.with_section(recipe, "r1", SECTION), out, Console(), progress=False
     )
     for stage in ("base", "sft", "grpo"):
-        shutil.copytree(NANO / stage, out / stage)
+        # The fixtures are halves; a run keeps its models in single precision.
+        hub.save_pretrained(hub.from_pretrained(NANO / stage).float(), out / stage)
     R1Tokenizer.load(NANO / "sft").save(out / "tokenizer")
     return found
 
@@ -65,9 +71,25 @@ def test_every_stage_runs_and_is_not_run_again(context: Context) -> None:
     assert 0 < kept["accepted"] <= kept["asked"] == 24
     small = context.model("student_logits").config
     assert (small.hidden_size, small.num_hidden_layers) == (32, 2)
+    assert set(r1.costs(context)) == stages
     before = (context.dir / "metrics.jsonl").read_bytes()
     r1.make_all(context)
     assert (context.dir / "metrics.jsonl").read_bytes() == before
+    report = reported(context)
+    assert [r.policy for r in report.r1] == list(r1.SHOWN)
+    assert all(r.budget_tokens for r in report.r1)
+    assert {s.name for s in report.stages} == stages | {"sft", "grpo"}
+    assert [r.kind for r in table.r1_rows(report)].count("trained") == 1
+    assert [r.result.policy for r in table.headline_rows(report)] == ["sft", "grpo"]
+
+
+def reported(context: Context) -> Report:
+    """The run's report, as if it had trained the models that it was given."""
+    context.cached("mixture", lambda: {"domains": {}, "heldout_bytes": {}})
+    measure, ways = Measure(context), (Way("sft"), Way("grpo"))
+    given = {w.policy: StageResult(w.policy, 1, 1.0, 10) for w in ways}
+    read = [(w, "test", measure.evaluate(w, "test")) for w in ways]
+    return summary.build(context, measure, given, read, {}, [], 1.0)
 
 
 def test_a_model_that_is_never_right_has_nothing_to_imitate(context: Context) -> None:

@@ -10,6 +10,7 @@ from r1lite.config import R1Config
 from r1lite.evaluation import LevelResult, answer
 from r1lite.generation import Sampling
 from r1lite.model import R1Model
+from r1lite.pipeline import r1
 from r1lite.pipeline.context import Context
 from r1lite.pipeline.measure import Measure, Way
 from r1lite.report.machine import this_machine
@@ -166,6 +167,19 @@ def mixture_part(summary: dict[str, Any]) -> list[parts.Domain]:
     ]
 
 
+def rungs(stages: dict[str, StageResult]) -> list[parts.Rung]:
+    """The rows of section `[r1]`, each with the cost of its stage alone."""
+    return [
+        parts.Rung(
+            policy=policy,
+            description=text,
+            budget_tokens=stages[policy].tokens,
+            budget_seconds=stages[policy].seconds,
+        )
+        for policy, text in r1.SHOWN.items()
+    ]
+
+
 def build(
     context: Context,
     measure: Measure,
@@ -181,6 +195,9 @@ def build(
     config = model.config
     mixture = context.cached("mixture", dict)
     domains = mixture_part(mixture)
+    whole = recipe.r1.enabled
+    if whole:
+        stages, table = stages | r1.costs(context), table + r1.evaluations(measure)
     report = Report(
         recipe=recipe.name,
         seed=recipe.seed,
@@ -214,6 +231,7 @@ def build(
         ),
         evaluations=evaluations(table, passed),
         controls=controls,
+        r1=rungs(stages) if whole else [],
         tried=[parts.Attempt.model_validate(a) for a in recipe.tried],
         samples=samples(context, measure, ["sft", "grpo"]),
         mine={n: text.split()[0] for n, text in (recipe.mine or {}).items()},

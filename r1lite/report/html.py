@@ -60,6 +60,7 @@ def render(report: Report, metrics: Metrics, recipe: str = "") -> str:
         before=report.before(),
         after=report.after(),
         rows=rows,
+        r1_rows=table.r1_rows(report),
         family_rows={f: table.headline_rows(report, f) for f in families},
         verdicts={v.family: v for v in report.verdicts},
         sweep=sweep(report),
@@ -109,7 +110,7 @@ def stage_figures(
     found: dict[str, list[tuple[str, Markup]]] = {kind: [] for kind in draw}
     for stage, records in metrics.items():
         for kind, figure in draw.items():
-            if kind == "loss" and stage == report.headline.after:
+            if kind == "loss" and any("reward" in r for r in records):
                 continue
             svg = figure(stage, records)
             if svg is not None:

@@ -78,6 +78,16 @@ class Control(Part):
         return self.policy, self.decode, self.forced_think
 
 
+class Rung(Part):
+    """A policy of section `[r1]`: a stage of R1's recipe, PPO or a student. Its
+    numbers are its evaluations, decoded as the headline is, on the same split."""
+
+    policy: str
+    description: str
+    budget_tokens: Count | None = None
+    budget_seconds: Amount | None = None
+
+
 class Headline(Part):
     """Which evaluations are the before and the after of the run."""
 

@@ -32,6 +32,7 @@ from r1lite.report.results import (
     Evaluation,
     Goal,
     Headline,
+    Rung,
     Sample,
     SeedResult,
     Verdict,
@@ -58,6 +59,7 @@ class Report(Part):
     headline: Headline = Headline()
     evaluations: list[Evaluation] = []
     controls: list[Control] = []
+    r1: list[Rung] = []
     goals: list[Goal] = []
     tried: list[Attempt] = []
     samples: list[Sample] = []
@@ -183,24 +185,23 @@ def _no_repeats(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _same_problems(report: Report) -> None:
-    """A control measured on other problems than RL is no control."""
+    """Rows measured on other problems than RL cannot stand beside it."""
 
     def problems(rows: Sequence[Evaluation]) -> set[tuple[str, int | None, int]]:
         return {(e.family, e.level, e.n) for e in rows}
 
     line = report.headline
     wanted = problems(report.select(line.after, line.decode))
-    for control in report.controls:
-        found = problems(report.select(*control.way))
+    rows = [("controls", f"control {c.id} {c.way}", c.way) for c in report.controls]
+    rows += [("r1", p.policy, (p.policy, line.decode, False)) for p in report.r1]
+    for part, name, way in rows:
+        found = problems(report.select(*way))
         if not found:
-            raise ValueError(
-                f"controls: no evaluation on {line.split} for control {control.id} "
-                f"{control.way}"
-            )
+            raise ValueError(f"{part}: no evaluation on {line.split} for {name}")
         if wanted and found != wanted:
             raise ValueError(
-                f"controls: control {control.id} {control.way} was measured on other "
-                f"problems than {line.after}: {sorted(found ^ wanted, key=str)[0]}"
+                f"{part}: {name} was measured on other problems than {line.after}: "
+                f"{sorted(found ^ wanted, key=str)[0]}"
             )
 
 

@@ -35,14 +35,15 @@ def headline_rows(report: Report, family: str | None = None) -> list[Row]:
     """Starting policies, then the controls, then the trained policy.
 
     `family` None pools all families. Policies without an evaluation on the
-    headline's split are left out.
+    headline's split are left out, and so are those that `r1_rows` shows.
     """
     line = report.headline
+    elsewhere = {p.policy for p in report.r1} - {line.before}
     starts = []
     for policy in dict.fromkeys(e.policy for e in report.evaluations):
         is_control = any(c.way == (policy, line.decode, False) for c in report.controls)
         found = report.pooled(policy, line.decode, family=family)
-        if found is None or policy == line.after:
+        if found is None or policy == line.after or policy in elsewhere:
             continue
         if policy == line.before or not is_control:
             starts.append(Row("start", policy_name(policy), line.decode, found))
@@ -73,6 +74,27 @@ def headline_rows(report: Report, family: str | None = None) -> list[Row]:
         line.budget_seconds,
     )
     return [*starts, *controls, trained]
+
+
+def r1_rows(report: Report) -> list[Row]:
+    """The policies of section `[r1]` in the order of the report."""
+    line, rows = report.headline, []
+    for rung in report.r1:
+        found = report.pooled(rung.policy, line.decode)
+        if found is None:  # the report's own check lets none through
+            continue
+        rows.append(
+            Row(
+                "trained" if rung.policy == line.after else "start",
+                rung.description,
+                line.decode,
+                found,
+                None,
+                rung.budget_tokens,
+                rung.budget_seconds,
+            )
+        )
+    return rows
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,31 @@
 """Can RL learn what no demonstration shows? Facts held out of supervised learning.
 
     python tests/benchmarks/capability.py SEED [OUT]
+    python tests/benchmarks/capability.py rounding SEED DRAW THREADS
 
 A chain such as 3+4*2 (mod 10) needs a fact for each operation, `3+4=7`. A quarter
 of the 300 facts is held out: no demonstration contains one. The start is the base
 of chapters/fixtures, fine-tuned on such demonstrations, all of them reasoned and
 right: whatever elicitation could give, it has. RL sees problems with all facts,
 and of an answer only whether it is right. It samples at temperature 1.5, because
-the start is sure of its wrong facts (at 1.0, 60 steps moved them from 33 % to 40 %).
+the start is sure of its wrong facts.
 Expert iteration is run at both: it falls apart on samples of 1.5.
 Every rival starts from the same model and gets the tokens that RL has read and
 written. Writes results/r1/capability/seedN.json.
+
+On one machine and one thread a start repeats to the last bit. Elsewhere sums round
+otherwise, and 150 steps magnify that. `rounding` measures by how much: it trains a
+start again, on so many threads, from a base whose weights are moved by one part in
+ten million (draw 0: not moved), and adds it to rounding.json. With
+ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 it computes as an older
+processor does. A gain smaller than that spread is none.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
 import json
 import sys
 import tempfile
@@ -44,10 +54,23 @@ from r1lite.training.sft import ExampleAt, SFTConfig, sft
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "chapters" / "fixtures" / "nano" / "base"
+OUT = ROOT / "results" / "r1" / "capability"
 LEVELS = ("chain/3", "chain/4")
 SHARES = dict.fromkeys(LEVELS, 1.0)
 NEW = 40
 SFT_STEPS, SFT_TOKENS = 150, 2048
+LAST_BITS = 1e-7
+ROWS = (
+    "start",
+    "grpo",
+    "expert",
+    "expert, T=1.5",
+    "continued",
+    "all facts shown",
+    "made to think",
+    "best temperature",
+    "16 samples of start",
+)
 RL: dict[str, Any] = {
     "steps": 80,
     "questions": 32,
@@ -55,6 +78,7 @@ RL: dict[str, Any] = {
     "max_new_tokens": NEW,
     "temperature": 1.5,
 }
+KEPT = ("step", "accuracy", "entropy", "frac_all_wrong", "frac_zero_std", "kept")
 
 
 def held_out(problem: Problem) -> bool:
@@ -125,72 +149,138 @@ def _family(level: str) -> tuple[str, int]:
     return name, int(number)
 
 
+class Record:
+    """The file of one seed, written anew after every row: a run may be cut off.
+
+    A row counts against the start of its own run only, so a file that lies
+    there is written over, never continued.
+    """
+
+    def __init__(self, file: Path, seed: int) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file = file
+        self.rows: dict[str, Any] = {
+            "seed": seed,
+            "finished": False,
+            "threads": torch.get_num_threads(),
+            "vectors": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def __setitem__(self, name: str, row: Any) -> None:
+        self.rows[name] = row
+        self.file.write_text(json.dumps(self.rows, indent=1) + "\n")
+
+
+def fingerprint(model: R1Model) -> str:
+    """The first 16 hex digits of the sha256 of all weights, to the last bit."""
+    digest = hashlib.sha256()
+    for weight in model.state_dict().values():
+        digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def supervised(
+    run: Run,
+    tokenizer: R1Tokenizer,
+    name: str,
+    steps: int,
+    all_facts: bool = False,
+    first: int = 0,
+) -> Callable[[R1Model], object]:
+    """Trains on the demonstrations from number `first` on."""
+    config = SFTConfig(steps=steps, tokens=SFT_TOKENS, seq_len=128)
+    shown = demonstrations(tokenizer, 100 + run.seed, all_facts)
+    return lambda m: sft(run, name, m, config, lambda i: shown(i + first))
+
+
+def new_run(seed: int) -> Run:
+    """A run that keeps its log in a folder of its own."""
+    folder = Path(tempfile.mkdtemp())
+    log = MetricsLog(folder, tensorboard=False)
+    return Run(folder, seed, log, checkpoint_seconds=1e9, progress=False)
+
+
 def main(seed: int, out: Path) -> None:
     """Train and measure everything of one seed."""
     torch.set_num_threads(1)
-    tokenizer = R1Tokenizer.load(BASE)
-    folder = Path(tempfile.mkdtemp())
-    log = MetricsLog(folder, tensorboard=False)
-    run = Run(folder, seed, log, checkpoint_seconds=1e9, progress=False)
+    tokenizer, run = R1Tokenizer.load(BASE), new_run(seed)
     test = Bench(tokenizer, "test", 192)
     validation = Bench(tokenizer, "validation", 96)
-    file = out / f"seed{seed}.json"
-    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    result["seed"] = seed
+    result = Record(out / f"seed{seed}.json", seed)
     optim = OptimConfig(name="adamw", lr=5e-4, weight_decay=0.0)
 
     def trained(
-        name: str, start: R1Model, train: Callable[[R1Model], object]
+        name: str, start: R1Model, train: Callable[[R1Model], object], log: str = ""
     ) -> R1Model:
         model, began = copy.deepcopy(start), time.perf_counter()
-        if name in result and name != "start":
-            return model
         train(model)
-        result[name] = test.accuracy(model)
-        result[name]["seconds"] = round(time.perf_counter() - began, 1)
-        print(name, json.dumps(result[name]), flush=True)
+        took = {"seconds": round(time.perf_counter() - began, 1)}
+        result[name] = test.accuracy(model) | took
+        if log:
+            result[f"log of {log}"] = [
+                {k: round(r[k], 4) for k in KEPT if k in r}
+                for r in run.log.rewind(log, RL["steps"])
+            ]
+        print(name, json.dumps(result.rows[name]), flush=True)
         return model
 
-    def supervised(name: str, steps: int, all_facts: bool = False, first: int = 0):
-        config = SFTConfig(steps=steps, tokens=SFT_TOKENS, seq_len=128)
-        shown = demonstrations(tokenizer, 100 + seed, all_facts)
-        return lambda m: sft(run, name, m, config, lambda i: shown(i + first))
-
     base = from_pretrained(BASE).float()
-    start = trained("start", base, supervised("start", SFT_STEPS))
+    taught = functools.partial(supervised, run, tokenizer)
+    start = trained("start", base, taught("start", SFT_STEPS))
+    result["weights of start"] = fingerprint(start)
     problem_at = stream(SHARES, 200 + seed).problem_at
     how = GRPOConfig(**RL, minibatches=2, optim=optim)
-    trained("grpo", start, lambda m: grpo(run, m, tokenizer, how, problem_at))
+    trained("grpo", start, lambda m: grpo(run, m, tokenizer, how, problem_at), "grpo")
+    result["tokens"] = run.log.rewind("grpo", RL["steps"])[-1]["tokens"]
     for name, temperature in (("expert", 1.0), ("expert, T=1.5", 1.5)):
         own = ExpertConfig(**RL | {"temperature": temperature}, optim=optim)
+        stage = f"expert{temperature}"
         trained(
             name,
             start,
-            lambda m, own=own: expert_iteration(
-                run, m, tokenizer, own, problem_at, f"expert{own.temperature}"
+            lambda m, own=own, stage=stage: expert_iteration(
+                run, m, tokenizer, own, problem_at, stage
             ),
+            stage,
         )
-    rows = run.log.rewind("grpo", RL["steps"])
-    result["tokens"] = rows[-1]["tokens"] if rows else result["tokens"]
-    more = round(result["tokens"] / SFT_TOKENS)
-    trained("continued", start, supervised("more", more, first=SFT_STEPS * SFT_TOKENS))
-    trained("all facts shown", base, supervised("all", SFT_STEPS, all_facts=True))
+    more = round(result.rows["tokens"] / SFT_TOKENS)
+    trained("continued", start, taught("more", more, first=SFT_STEPS * SFT_TOKENS))
+    trained("all facts shown", base, taught("all", SFT_STEPS, all_facts=True))
     result["made to think"] = test.accuracy(start, think=True)
     sweep = {t: validation.accuracy(start, t) for t in (0.0, 0.4, 0.7, 1.0)}
     best = max(sweep, key=lambda t: fmean(v["right"] for v in sweep[t].values()))
     result["best temperature"] = test.accuracy(start, best) | {"temperature": best}
     result["16 samples of start"] = test.accuracy(start, 1.0, 16)
-    keep = ("step", "accuracy", "entropy", "frac_all_wrong", "frac_zero_std", "kept")
-    for stage in ("grpo", "expert1.0", "expert1.5"):
-        rows = run.log.rewind(stage, RL["steps"])
-        if rows:
-            result[f"log of {stage}"] = [
-                {k: round(r[k], 4) for k in keep if k in r} for r in rows
-            ]
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    result["finished"] = True
+
+
+def rounding(seed: int, draw: int, threads: int) -> None:
+    """Adds a start of the seed, trained anew, to rounding.json."""
+    torch.set_num_threads(threads)
+    tokenizer = R1Tokenizer.load(BASE)
+    model = from_pretrained(BASE).float()
+    dice = torch.Generator().manual_seed(draw)
+    with torch.no_grad():
+        for weight in model.parameters() if draw else ():
+            weight *= 1 + LAST_BITS * torch.randn(weight.shape, generator=dice)
+    supervised(new_run(seed), tokenizer, "start", SFT_STEPS)(model)
+    found = Bench(tokenizer, "test", 192).accuracy(model)
+    row: dict[str, Any] = {
+        "draw": draw,
+        "threads": threads,
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "weights": fingerprint(model),
+        **{kind: numbers["right"] for kind, numbers in found.items()},
+    }
+    file = OUT / "rounding.json"
+    rows = json.loads(file.read_text())["starts"] if file.exists() else []
+    rows = [r for r in rows if r["weights"] != row["weights"]] + [row]
+    file.write_text(json.dumps({"seed": seed, "starts": rows}, indent=1) + "\n")
+    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    target = ROOT / "results" / "r1" / "capability"
-    main(int(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else target)
+    if sys.argv[1] == "rounding":
+        rounding(*map(int, sys.argv[2:]))
+    else:
+        main(int(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else OUT)

@@ -158,7 +158,14 @@ def table(folders: list[Path]) -> None:
             continue
         for name in ("r1.json", "metrics.jsonl", "recipe.toml"):
             shutil.copy(folder / name, target / name)
-    lines = [
+    made = lines(seeds)
+    (RESULTS / "table.md").write_text("\n".join(made) + "\n")
+    print("\n".join(made))
+
+
+def lines(seeds: list[dict[str, Any]]) -> list[str]:
+    """The two tables of table.md, from the seeds' r1.json."""
+    made = [
         "| policy, greedy | right, % | of each seed | answer, tokens | minutes |",
         "|---|---|---|---|---|",
     ]
@@ -171,17 +178,16 @@ def table(folders: list[Path]) -> None:
         minutes = [f[1]["minutes"] for f in found if f[1]]
         spent = f"{fmean(minutes):.1f}" if minutes else ""
         shown = interval(scores) if same else f"{100 * fmean(scores):.1f}"
-        lines.append(f"| {name} | {shown} | {each} | {length:.1f} | {spent} |")
-    lines += ["", "| 16 answers each | right, % | majority, % | any of 16, % |"]
-    lines.append("|---|---|---|---|")
+        made.append(f"| {name} | {shown} | {each} | {length:.1f} | {spent} |")
+    made += ["", "| 16 answers each | right, % | majority, % | any of 16, % |"]
+    made.append("|---|---|---|---|")
     for name in seeds[0]["votes"]:
         votes = [s["votes"][name] for s in seeds]
         cells = [
             interval([v[k] for v in votes]) for k in ("accuracy", "cons_k", "pass_k")
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    (RESULTS / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        made.append(f"| {name} | {' | '.join(cells)} |")
+    return made
 
 
 if __name__ == "__main__":
