@@ -16,14 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from r1lite import kernels
 from r1lite.attention.mla import MLA
+from r1lite.kernels.mla_decode import mla_decode
 from r1lite.model import R1Model
 from r1lite.serving.steady import fill_up
 
 BLOCK = 128  # tokens of the past that one product sums over
 WASTE = 1.25  # padded pairs of tokens allowed per real one
 FREE = 1024  # padded pairs that cost less than one more group
+SPLITS = 4  # parts of a row's past in the kernel: fixed, or company would decide
 
 
 class LatentPages:
@@ -95,12 +96,18 @@ class Ragged:
     """One step's rows, with the `attend` that MLA calls: a cache of chapter 3.
 
     The rows are the spans' tokens one after the other in one batch row, filled
-    up to a multiple of eight; nothing else is padded outside the attention.
+    up to a multiple of sixteen with copies of the first, which ask for no expert
+    that is not needed anyway; nothing else is padded outside the attention.
+
+    kernel: every row through chapter 11's `mla_decode`, which reads the pages
+        where they lie; None: on a GPU. Else rows are gathered in groups.
     """
 
     length = 0  # what R1Model.hidden counts from; positions are given instead
 
-    def __init__(self, pages: LatentPages, spans: Sequence[Span]) -> None:
+    def __init__(
+        self, pages: LatentPages, spans: Sequence[Span], kernel: bool | None = None
+    ) -> None:
         self.pages, device = pages, pages.data.device
         self.real = sum(span.count for span in spans)
         self.rows = fill_up(self.real)
@@ -112,16 +119,14 @@ class Ragged:
             positions += at
             slots += [span.pages[p // size] * size + p % size for p in at]
         fill = self.rows - self.real
-        self.positions = torch.tensor(positions + [0] * fill, device=device)
+        self.positions = torch.tensor(positions + positions[:1] * fill, device=device)
         self.slots = torch.tensor(slots + [pages.scratch] * fill, device=device)
-        self.kernel = (
-            getattr(kernels, "mla_decode", None) if device.type != "cpu" else None
-        )
+        self.kernel = device.type != "cpu" if kernel is None else kernel
         self.groups: list[Group] = []
-        if self.kernel is None:
-            self.groups = self._grouped(spans)
-        else:
+        if self.kernel:
             self._tabled(spans)
+        else:
+            self.groups = self._grouped(spans)
 
     def advance(self, new: int) -> None:
         """Nothing: the scheduler counts."""
@@ -145,9 +150,10 @@ class Ragged:
 
     def _mix(self, query: Tensor, pages: Tensor, rank: int, scale: float) -> Tensor:
         """query (rows, heads, rank + rope) -> (rows, heads, rank)."""
-        if self.kernel is not None:
-            rows = self.kernel(query, pages, self.tables, self.lengths, rank, scale)
-            return rows
+        if self.kernel:
+            return mla_decode(
+                query, pages, self.tables, self.lengths, rank, scale, SPLITS
+            )
         rows, heads, width = query.shape
         query = query * scale
         mixed = query.new_zeros(rows + 1, heads, rank)
@@ -155,6 +161,7 @@ class Ragged:
             past = pages[group.table].view(len(group.table), -1, width)
             out = mix(query[group.ask], past, group.mask, rank)
             mixed[group.put] = out.flatten(0, 1)
+        mixed[self.real :] = mixed[0]
         return mixed[:rows]
 
     def _grouped(self, spans: Sequence[Span]) -> list[Group]:
@@ -208,9 +215,8 @@ class Ragged:
         tables = torch.tensor([[*s.pages, *[0] * (most - len(s.pages))] for s in spans])
         counts = torch.tensor([s.count for s in spans])
         fill = self.rows - self.real
-        tables = torch.cat(
-            (tables.repeat_interleave(counts, 0), tables.new_zeros(fill, most))
-        )
+        tables = tables.repeat_interleave(counts, 0)
+        tables = torch.cat((tables, tables[:1].expand(fill, -1)))
         self.tables = tables.to(device, torch.int32)
         self.lengths = (self.positions + 1).to(torch.int32)
 

@@ -2,13 +2,12 @@
 
 `step` asks the scheduler for work, runs the model once, picks a token for every
 row that needs one, and hands back what is new. It is synchronous and reads the
-clock only to stamp events; `asynchronous.py` puts it in a thread.
+clock only to stamp events; `asynchronous.py` puts it in a thread. `dynamic.py` is
+the simple way it is compared with.
 """
 
 from __future__ import annotations
 
-import random
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +16,12 @@ from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
 from r1lite.model import R1Model
 from r1lite.serving.cache import page_bytes
+from r1lite.serving.clock import Clock
 from r1lite.serving.output import Pick, Row, accept, pick
 from r1lite.serving.pages import PagePool
 from r1lite.serving.runner import Runner
 from r1lite.serving.scheduler import Scheduler
-from r1lite.serving.sequence import Request, Sample, Work
+from r1lite.serving.sequence import Request, Sample, Work, check_prompt
 from r1lite.serving.text import TextStream, byte_table
 from r1lite.serving.types import (
     Delta,
@@ -49,9 +49,10 @@ class Engine:
         model: R1Model,
         tokenizer: R1Tokenizer | None = None,
         config: EngineConfig | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.model, self.config = model, config or EngineConfig()
-        c = self.config
+        self.clock, c = clock or Clock(), self.config
         if c.speculate and model.mtp is None:
             raise R1Error(
                 "engine.speculate: this model has no MTP module to draft with; "
@@ -66,7 +67,7 @@ class Engine:
         self.events: deque[Event] = deque(maxlen=c.max_events)
         self.counts = Stats(pages_total=pages)
         self.arrivals = 0
-        self.now = time.perf_counter()
+        self.now = self.clock.now()
 
     def add_request(
         self,
@@ -93,19 +94,12 @@ class Engine:
         request_id: str | None = None,
     ) -> str:
         """`add_request` for a caller who has checked the request and the queue."""
-        self.now = time.perf_counter()
+        self.now = self.clock.now()
         number, self.arrivals = self.arrivals, self.arrivals + 1
-        end = self.model.config.eos_token_id
-        own = () if end is None or params.ignore_eos else (end,)
-        request = Request(
-            request_id or f"request-{number}",
-            list(prompt_ids),
-            params,
-            random.getrandbits(63) if params.seed is None else params.seed,
-            (params.priority * self.config.aging + self.counts.steps, number),
-            frozenset((*own, *params.stop_token_ids)),
-            unfinished=params.n,
-        )
+        name, end = request_id or f"request-{number}", self.model.config.eos_token_id
+        request = Request.new(name, prompt_ids, params, end)
+        steps = self.counts.steps
+        request.rank = (params.priority * self.config.aging + steps, number)
         request.samples = [self._sample(request, 0)]
         request.samples[0].forked = params.n == 1
         self.requests[request.id] = request
@@ -126,13 +120,7 @@ class Engine:
             PromptTooLong: the context or all pages together are too short.
             R1Error: anything else, by name.
         """
-        if not prompt_ids:
-            raise R1Error("prompt: is empty; give at least one token")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.model.config.vocab_size:
-            raise R1Error(
-                "prompt: holds a token id outside the vocabulary; use the model's "
-                "tokenizer"
-            )
+        check_prompt(prompt_ids, self.model.config.vocab_size)
         room = self.config.page_size * self.counts.pages_total
         limit = min(self.model.config.max_position_embeddings, room)
         if len(prompt_ids) + params.max_tokens > limit:
@@ -158,13 +146,14 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Run the model once; what is new, in no particular order."""
-        self.now = time.perf_counter()
+        self.now = self.clock.now()
         work = self.scheduler.plan()
         if not work:
             return []
         self.counts.steps += 1
         logits = self.runner.run(work)
-        self.now = time.perf_counter()
+        self.clock.ran(sum(w.count for w in work))
+        self.now = self.clock.now()
         rows = self._rows(work)
         outputs = self._accept(rows, pick(rows, logits)) if rows else []
         if self.config.speculate:
@@ -176,13 +165,14 @@ class Engine:
         request = self.requests.get(request_id)
         if request is None:
             return []
-        self.now = time.perf_counter()
+        self.now = self.clock.now()
         missing = set(range(request.params.n))
         for sample in request.samples:
             self.scheduler.remove(sample)
             if sample.done:
                 missing.discard(sample.index)
-        self._note(request.samples[0], "aborted", 0)
+            else:
+                self._note(sample, "aborted", 0)
         return [self._close(request, Delta(i, finish_reason="abort")) for i in missing]
 
     def stats(self, events: bool = True) -> Stats:

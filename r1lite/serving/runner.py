@@ -76,8 +76,8 @@ class Runner:
         return cast("list[int]", self._logits(states, wanted).argmax(-1).tolist())
 
     def _rows(self, ids: Sequence[int]) -> Tensor:
-        """(1, rows) ids, filled up."""
-        fill = [0] * (self.batch.rows - len(ids))
+        """(1, rows) ids, filled up with the first."""
+        fill = [ids[0]] * (self.batch.rows - len(ids))
         return torch.tensor([[*ids, *fill]], device=self.device)
 
     def _logits(self, states: Tensor, wanted: Sequence[int]) -> Tensor:

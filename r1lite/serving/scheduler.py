@@ -48,6 +48,7 @@ class Scheduler:
         """The next step. Pages for it are taken; `advance` follows for each."""
         self.work, before = {}, self.preemptions
         self.budget = self.config.max_batch_tokens
+        self.owed = len(self.running)
         in_order = sorted(self.running, key=_rank)
         for sample in [s for s in in_order if s.pending == 1]:
             self._schedule(sample)
@@ -94,7 +95,9 @@ class Scheduler:
         """Give a running sample its part of the step, if it can have one."""
         if not sample.running or not self.budget:
             return
-        drafts = int(sample.draft is not None and self.budget > 1)
+        self.owed -= 1
+        # A guess must not take the token of somebody who also runs.
+        drafts = int(sample.draft is not None and self.budget > self.owed + 1)
         if drafts and not self._has_room(sample, sample.computed + 2):
             drafts = 0  # a guess is not worth a preemption
         count = min(sample.pending, self.budget - drafts) + drafts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from r1lite.errors import R1Error
 from r1lite.serving.pages import Prefix
 from r1lite.serving.text import TextStream
 from r1lite.serving.types import SamplingParams
@@ -29,6 +31,16 @@ class Request:
     cached_tokens: int = 0
     completion_tokens: int = 0
     unfinished: int = 0
+
+    @classmethod
+    def new(
+        cls, id: str, prompt: Sequence[int], params: SamplingParams, end: int | None
+    ) -> Request:
+        """With a seed, if the client gave none, and with the model's `end` id."""
+        seed = random.getrandbits(63) if params.seed is None else params.seed
+        own = () if end is None or params.ignore_eos else (end,)
+        stops = frozenset((*own, *params.stop_token_ids))
+        return cls(id, list(prompt), params, seed, (0, 0), stops, unfinished=params.n)
 
 
 @dataclass(eq=False)
@@ -86,7 +98,8 @@ class Work:
     """What one step computes of one sample: `count` tokens from `start`.
 
     copy: a shared page and the new one it is copied to before anything is
-    written. drafts: how many of the tokens are guesses.
+    written. drafts: how many of the tokens are guesses. outputs: for how many of
+    its last tokens the next one is wanted; fixed here, before that is known.
     """
 
     sample: Sample
@@ -94,6 +107,11 @@ class Work:
     count: int
     drafts: int = 0
     copy: tuple[int, int] | None = None
+    outputs: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = self.start + self.count - self.drafts == len(self.sample.tokens)
+        self.outputs = 1 + self.drafts if known else 0
 
     @property
     def ids(self) -> Sequence[int]:
@@ -102,8 +120,16 @@ class Work:
         ids = sample.tokens[self.start : self.start + self.count]
         return [*ids, sample.draft] if self.drafts else ids  # type: ignore[list-item]
 
-    @property
-    def outputs(self) -> int:
-        """For how many of its last tokens the next one is wanted."""
-        known = self.start + self.count - self.drafts == len(self.sample.tokens)
-        return 1 + self.drafts if known else 0
+
+def check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse what the model cannot read.
+
+    Raises:
+        R1Error: no token, or an id outside the vocabulary.
+    """
+    if not prompt_ids:
+        raise R1Error("prompt: is empty; give at least one token")
+    if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab_size:
+        raise R1Error(
+            "prompt: holds a token id outside the vocabulary; use the model's tokenizer"
+        )

@@ -167,7 +167,7 @@ EventKind = Literal[
 class Event:
     """Something that happened to a request, for timelines and latencies.
 
-    time: seconds of the monotonic clock (time.perf_counter).
+    time: seconds of the server's Clock, monotonic.
     step: the engine's step it happened in.
     tokens: computed by a "prefill", or made by a "token" event.
     """

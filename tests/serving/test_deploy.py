@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.serving import FIXTURE, QUESTION, model, tokenizer
+from support.live import REPO
+from support.serving import FIXTURE, QUESTION, Client, model, tokenizer, with_client
 
+from r1lite.cli import cli
 from r1lite.data import chat
 from r1lite.data.tokenizer import CONTROL
 from r1lite.generation import generate
@@ -101,3 +105,23 @@ def test_transformers_alone_gives_the_same_answer(folder: Path, theirs: Any) -> 
     first = prompt["input_ids"].shape[1]
     ours = generate(model(), [ids[:first].tolist()], max_new_tokens=100)[0]
     assert ids[first:].tolist() == ours
+
+
+def test_the_page_on_leaving_one_machine_names_what_exists() -> None:
+    """Its options are those of `r1lite serve`, its addresses those of the app."""
+    page = (REPO / "r1lite" / "serving" / "DEPLOY.md").read_text(encoding="utf-8")
+    serve: Any = typer.main.get_command(cli).commands["serve"]  # type: ignore[attr-defined]
+    known = {name for p in serve.params for name in p.opts}
+    theirs_only = {"--reasoning-parser", "--model-path"}
+    named = set(re.findall(r"--[a-z][a-z-]+", page)) - theirs_only
+    assert len(named) > 5 and named <= known
+
+    async def work(client: Client) -> None:
+        for address in re.findall(r"`(/[a-z0-9/]*)`", page):
+            if address == "/":
+                continue
+            method = "POST" if "completions" in address else "GET"
+            reply = await client.request(method, address, json={})
+            assert reply.status_code != 404, address
+
+    with_client(work)

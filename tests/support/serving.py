@@ -13,12 +13,16 @@ from typing import Any
 import httpx
 import torch
 
+from r1lite.data import chat
 from r1lite.data.tokenizer import R1Tokenizer
+from r1lite.generation import generate, left_pad
 from r1lite.hub import from_pretrained
 from r1lite.model import R1Model
+from r1lite.mtp import mtp_loss
 from r1lite.serving.api.app import build_app
 from r1lite.serving.asynchronous import AsyncEngine
 from r1lite.serving.types import EngineConfig
+from r1lite.tasks import stream
 
 FIXTURE = Path(__file__).parents[2] / "chapters" / "fixtures" / "nano" / "grpo"
 NAME = "nano"
@@ -36,6 +40,36 @@ def model() -> R1Model:
 def tokenizer() -> R1Tokenizer:
     """The fixture's."""
     return R1Tokenizer.load(FIXTURE)
+
+
+@cache
+def drafting_model(steps: int = 200, new: int = 48) -> R1Model:
+    """The fixture with an MTP block that learnt the fixture's own answers.
+
+    The trunk stays as it is. Answers to 64 questions, sampled at temperature 1.
+    """
+    problems = stream({f"chain/{level}": 1.0 for level in (3, 4, 5, 6)}, seed=0)
+    prompts = [
+        chat.prompt(tokenizer(), problems.problem_at(i).question) for i in range(64)
+    ]
+    config = model().config.with_(num_nextn_predict_layers=1)
+    torch.manual_seed(0)
+    made = R1Model(config)
+    made.load_state_dict(model().state_dict(), strict=False)
+    answers = generate(made, prompts, new, temperature=1.0, stop_ids=[])
+    ids, mask = left_pad([p + a for p, a in zip(prompts, answers, strict=True)], 2)
+    with torch.inference_mode():
+        hidden = made.hidden(ids, attention_mask=mask)
+    hidden, block = hidden.clone(), list(made.mtp.parameters())  # type: ignore
+    optimizer = torch.optim.AdamW(block, lr=3e-3)
+    for step in range(steps):
+        rows = torch.arange(step * 16, step * 16 + 16) % len(ids)
+        with torch.enable_grad():
+            loss = mtp_loss(made, ids[rows], hidden[rows], attention_mask=mask[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return made.eval()
 
 
 class Client(httpx.AsyncClient):
