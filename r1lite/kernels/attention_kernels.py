@@ -137,20 +137,22 @@ def backward_keys(
                 row = at + tl.arange(0, M)
                 here, real = start + at, row < length
                 q1 = _tile(q + head * q_head, here, q_row, real, 0, width, D1)
-                s = _dot(q1, tl.trans(k1))
+                # Keys stand in the rows: what follows multiplies these tiles from the
+                # left, and needs no transposing of what lies in registers.
+                s = _dot(k1, tl.trans(q1))
                 if D2:
                     q2 = _tile(q + head * q_head, here, q_row, real, D1, width, D2)
-                    s += _dot(q2, tl.trans(k2))
+                    s += _dot(k2, tl.trans(q2))
                 level = tl.load(lse + head * tokens + start + row, mask=real, other=0.0)
-                seen = exists[None, :] & real[:, None]
+                seen = exists[:, None] & real[None, :]
                 if CAUSAL:
-                    seen = seen & (column[None, :] <= row[:, None])
-                p = tl.where(seen, tl.exp(s * scale - level[:, None]), 0.0)
+                    seen = seen & (column[:, None] <= row[None, :])
+                p = tl.where(seen, tl.exp(s * scale - level[None, :]), 0.0)
                 grad = _tile(do + head * do_head, here, do_row, real, 0, v_width, DV)
-                dvalues += _dot(tl.trans(p).to(grad.dtype), grad)
-                dp = _dot(grad, tl.trans(values))
+                dvalues += _dot(p.to(grad.dtype), grad)
+                dp = _dot(values, tl.trans(grad))
                 d = tl.load(delta + head * tokens + start + row, mask=real, other=0.0)
-                ds = tl.trans(p * (dp - d[:, None]) * scale).to(q1.dtype)
+                ds = (p * (dp - d[None, :]) * scale).to(q1.dtype)
                 dk1 += _dot(ds, q1)
                 if D2:
                     dk2 += _dot(ds, q2)

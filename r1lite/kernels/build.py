@@ -17,21 +17,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from r1lite.errors import R1Error
-from r1lite.kernels import (
-    attention_kernels,
-    grouped,
-    logprobs,
-    norm,
-    permute,
-    rope,
-    swiglu,
-)
-from r1lite.kernels.attention import BACK_KEYS, BACK_QUERIES, FORWARD, shape_of
+from r1lite.kernels.cases import Case, cases
 from r1lite.kernels.choose import interpreted, triton
 
+TENSOR_COLUMNS = 512  # of tensor memory in a Blackwell multiprocessor
 MATRIX = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma")
 
 
@@ -58,17 +49,6 @@ CHIPS = (
 
 
 @dataclass(frozen=True)
-class Case:
-    """A kernel at a size that matters: types of its arguments, and its constants."""
-
-    name: str
-    kernel: Any
-    types: dict[str, str]
-    constants: dict[str, Any]
-    warps: int = 4
-
-
-@dataclass(frozen=True)
 class Built:
     """What the compiler says of one kernel on one chip."""
 
@@ -79,61 +59,6 @@ class Built:
     shared: int
     matrix: str
     blocks: int
-
-
-def cases() -> list[Case]:
-    """All kernels in bfloat16 at the sizes of V3: MLA 192 / 128, hidden 7168."""
-    bf16, fp32, i64 = "*bf16", "*fp32", "*i64"
-    attention = dict.fromkeys(["q", "k", "v", "o", "do", "dq", "dk", "dv"], bf16)
-    attention |= {"lse": fp32, "delta": fp32, "starts": "*i32", "scale": "fp32"}
-    k, moe = attention_kernels, {"E": 256, "M": 64, "N": 64, "K": 32}
-    x, logits = {"x": bf16, "y": bf16, "weight": bf16}, {"z": bf16, "targets": i64}
-    both = {"gate": bf16, "up": bf16, "y": bf16, "dy": bf16, "dgate": bf16, "dup": bf16}
-    row = {"SIZE": 8192}
-    moved = x | {"order": i64, "place": i64, "done": bf16, "weights": fp32}
-    moved |= {"dy": bf16, "ddone": bf16, "dweights": fp32}
-    normed = x | {"rstd": fp32, "dy": bf16, "dx": bf16, "dw": fp32, "eps": "fp32"}
-    turned = x | {"cos": fp32, "sin": fp32}
-    steps = {"ALONG": 2, "APART": 1, "OUT": 32, "BACK": False, "SIZE": 32}
-    return [
-        Case("attention", k.forward, attention, *_tile(FORWARD)),
-        Case("attention, dk dv", k.backward_keys, attention, *_tile(BACK_KEYS)),
-        Case("attention, dq", k.backward_queries, attention, *_tile(BACK_QUERIES)),
-        Case("grouped product", grouped._product, x | {"counts": i64}, moe),
-        Case(
-            "grouped product, dW",
-            grouped._weight_gradient,
-            x | {"dy": bf16, "dw": bf16, "counts": i64},
-            {"E": 256, "M": 32, "N": 64, "K": 64},
-        ),
-        Case("permute", permute._gather, moved, row),
-        Case("unpermute", permute._collect, moved, row | {"WEIGHED": True}),
-        Case("unpermute, backward", permute._spread, moved, row),
-        Case("rms_norm", norm._forward, normed, row, 8),
-        Case("rms_norm, backward", norm._backward, normed, row | {"ROWS": 16}, 8),
-        Case("swiglu", swiglu._forward, both, {"BLOCK": 1024}),
-        Case("swiglu, backward", swiglu._backward, both, {"BLOCK": 1024}),
-        Case("rope", rope._turn, turned, steps),
-        Case(
-            "token_logprobs",
-            logprobs._normaliser,
-            logits | {"logp": fp32, "lse": fp32, "scale": "fp32"},
-            {"SIZE": 4096},
-            8,
-        ),
-        Case(
-            "token_logprobs, backward",
-            logprobs._slope,
-            logits | {"lse": fp32, "grad": fp32, "scale": "fp32"},
-            {"SIZE": 4096},
-            8,
-        ),
-    ]
-
-
-def _tile(tile: tuple[int, int, int]) -> tuple[dict[str, Any], int]:
-    """Constants and warps of an attention kernel with V3's heads."""
-    return shape_of(192, 128, True, tile), tile[2]
 
 
 def build(case: Case, chip: Chip) -> Built:
@@ -154,18 +79,27 @@ def build(case: Case, chip: Chip) -> Built:
         name: "constexpr" if name in case.constants else case.types.get(name, "i32")
         for name in case.kernel.arg_names
     }
-    source = ASTSource(case.kernel, signature=types, constexprs=case.constants)
+    # What a launch would find: addresses and most sizes are multiples of 16.
+    whole = [
+        (i,)
+        for i, (name, kind) in enumerate(types.items())
+        if kind[0] == "*" or (kind == "i32" and name not in case.odd)
+    ]
+    attributes = {key: [["tt.divisibility", 16]] for key in whole}
+    source = ASTSource(case.kernel, types, case.constants, attributes)
+    options = {"num_warps": case.warps, "num_stages": case.stages}
     made = triton.compile(
         source,
         target=GPUTarget(chip.backend, chip.arch, chip.warp),
-        options={"num_warps": case.warps, "num_stages": 2},
+        options=options,
     )
     cuda = chip.backend == "cuda"
     text = made.asm["ptx" if cuda else "amdgcn"]
     registers, spilled = _ptxas(text) if cuda else _amd(text)
     shared = made.metadata.shared
     found = [f"{text.count(m)} {m}" for m in MATRIX if m in text]
-    blocks = _resident(chip, registers, shared, case.warps)
+    columns = getattr(made.metadata, "tmem_size", None) or 0
+    blocks = _resident(chip, registers, shared, case.warps, columns)
     return Built(
         case.name, chip.name, registers, spilled, shared, ", ".join(found), blocks
     )
@@ -194,13 +128,18 @@ def _amd(text: str) -> tuple[int, int]:
     return int(registers), 4 * int(spilled)
 
 
-def _resident(chip: Chip, registers: int, shared: int, warps: int) -> int:
-    """Blocks of this kernel that one multiprocessor can hold at a time."""
+def _resident(chip: Chip, registers: int, shared: int, warps: int, columns: int) -> int:
+    """Blocks of this kernel that one multiprocessor can hold at a time.
+
+    columns: of Blackwell's tensor memory, where its matrix unit adds up.
+    """
     threads = warps * chip.warp
     rounded = -(-max(registers, 1) // 8) * 8
     fits = [chip.threads // threads, chip.registers // (rounded * threads)]
     if shared:
         fits.append(chip.shared // shared)
+    if columns:
+        fits.append(TENSOR_COLUMNS // columns)
     return min(fits)
 
 
@@ -218,12 +157,18 @@ def table(rows: Iterator[Built] | list[Built]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def _everything() -> Iterator[tuple[Case, Chip]]:
+    """Kernel by kernel, each on every chip."""
+    for same in zip(*(cases(chip.name) for chip in CHIPS), strict=True):
+        yield from zip(same, CHIPS, strict=True)
+
+
+def _main() -> None:
     """Compile everything; print the table, or write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
     where = parser.parse_args().write
-    text = table([build(case, chip) for case in cases() for chip in CHIPS])
+    text = table([build(case, chip) for case, chip in _everything()])
     if where:
         where.parent.mkdir(parents=True, exist_ok=True)
         where.write_text(text)
@@ -231,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -20,6 +20,7 @@ from r1lite.errors import R1Error
 from r1lite.kernels.choose import jit, power_of_two, tl, triton, use_triton
 
 ROWS, COLUMNS, DEPTH = 64, 64, 32  # one tile
+STAGES = 3  # tiles in flight
 
 
 def grouped_reference(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -112,6 +113,7 @@ def _multiply(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
             *(x, weight, y, counts, experts, n, k),
             *(x.stride(0), *weight.stride(), y.stride(0)),
             *(power_of_two(experts), ROWS, COLUMNS, DEPTH),
+            num_stages=STAGES,
         )
     return y
 
@@ -138,6 +140,7 @@ def _grouped_mm_backward(
         _weight_gradient[grid](
             *(dy, rows, dw, counts, n, k, dy.stride(0), rows.stride(0)),
             *(power_of_two(experts), DEPTH, COLUMNS, COLUMNS),
+            num_stages=STAGES,
         )
     return dx, dw
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from r1lite.kernels.choose import jit, power_of_two, tl, triton, use_triton
 
 ROWS = 16  # rows of one program in the backward pass: each adds up its part of dw
+WARPS = 8  # of it: a row of 8192 numbers and its part of dw fill the registers of 4
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -83,7 +84,7 @@ def _rms_norm_backward(
     dx, dw = x.new_empty(rows, n), x.new_empty(programs, n, dtype=torch.float32)
     if rows:
         sizes = (x.stride(0), rows, n, ROWS, power_of_two(n))
-        _backward[(programs,)](dy, x, weight, rstd, dx, dw, *sizes)
+        _backward[(programs,)](dy, x, weight, rstd, dx, dw, *sizes, num_warps=WARPS)
     return dx, dw.sum(0).to(weight.dtype)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import r1lite.kernels.attention as module
@@ -56,6 +58,22 @@ def test_it_equals_the_reference(
     for m, t in zip(mine, theirs, strict=True):
         assert m.grad is not None
         torch.testing.assert_close(m.grad.double(), t.grad, atol=3 * tol, rtol=tol)
+
+
+@settings(max_examples=8)
+@given(
+    st.lists(st.integers(0, 45), min_size=1, max_size=4),
+    st.integers(1, 2),  # key heads
+    st.integers(1, 3),  # query heads for each
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_any_shape(
+    lengths: list[int], kv: int, group: int, d: int, dv: int, causal: bool
+) -> None:
+    case = lengths, kv * group, kv, d, dv, causal
+    test_it_equals_the_reference(case, torch.float32)
 
 
 @pytest.mark.parametrize("chip", ["sm_90", "gfx942"])

@@ -1,4 +1,4 @@
-"""The model with interpreted kernels computes, learns and writes what it does without."""
+"""With interpreted kernels the model computes, learns and writes the same."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import r1lite.hot as hot_module
 from r1lite.attention.mask import additive_mask
 from r1lite.config import R1Config
+from r1lite.data.packing import Rows
 from r1lite.generation import Sampling, sample
 from r1lite.kernels import model as use
 from r1lite.loss import head_loss
@@ -66,11 +67,11 @@ def tiny(**changes: Any) -> R1Model:
 class Documents:
     """Rows of two documents each, the same at every reading."""
 
-    def batch(self, step: int, batch_size: int) -> Any:
-        torch.manual_seed(step)
-        ids = torch.randint(60, (batch_size, 8))
-        documents = torch.tensor([[0] * 3 + [1] * 5]).expand(batch_size, -1)
-        return type("Rows", (), {"ids": ids, "document_ids": documents})
+    def rows(self, first: int, count: int) -> Rows:
+        torch.manual_seed(first)
+        ids = torch.randint(60, (count, 8))
+        documents = torch.tensor([[0] * 3 + [1] * 5]).expand(count, -1)
+        return Rows(ids, documents, torch.arange(8).expand(count, -1))
 
 
 def three_steps(folder: Path) -> tuple[list[float], R1Model]:
@@ -82,7 +83,7 @@ def three_steps(folder: Path) -> tuple[list[float], R1Model]:
     config = PretrainConfig(
         steps=3, batch_size=1, seq_len=7, document_mask=True, optim=OptimConfig()
     )
-    pretrain(run, model, config, Documents())  # type: ignore[arg-type]
+    pretrain(run, model, config, Documents())
     return [row["loss"] for row in read(folder / "metrics.jsonl")], model
 
 

@@ -46,6 +46,16 @@ def test_grouped_mm(counts: list[int], n: int, k: int, dtype: torch.dtype) -> No
     )
 
 
+@settings(max_examples=15)
+@given(
+    st.lists(st.integers(0, 70), min_size=1, max_size=5),
+    st.integers(1, 70),
+    st.integers(1, 70),
+)
+def test_grouped_mm_of_any_shape(counts: list[int], n: int, k: int) -> None:
+    test_grouped_mm(counts, n, k, torch.float32)
+
+
 def test_an_expert_without_tokens_has_a_zero_gradient() -> None:
     w = torch.randn(3, 8, 16, requires_grad=True)
     grouped_mm(torch.randn(4, 16), w, torch.tensor([4, 0, 0])).sum().backward()

@@ -21,12 +21,19 @@ from r1lite.kernels.rope import _rope, rope
 pytestmark = pytest.mark.usefixtures("kernels_on")
 
 
-@pytest.mark.parametrize("interleave", [True, False])
-@pytest.mark.parametrize("batch_of_angles", [1, 3])
-@pytest.mark.parametrize("half", [1, 5, 16])
-def test_rope(interleave: bool, batch_of_angles: int, half: int) -> None:
-    wide = torch.randn(3, 7, 2, 2 * half + 3)
-    angle = torch.randn(batch_of_angles, 7, half)
+@settings(max_examples=20)
+@given(
+    st.booleans(),
+    st.sampled_from([1, 3]),
+    st.integers(1, 20),
+    st.integers(0, 9),
+    st.integers(1, 3),
+)
+def test_rope(
+    interleave: bool, batch_of_angles: int, half: int, seq: int, heads: int
+) -> None:
+    wide = torch.randn(3, seq, heads, 2 * half + 3)
+    angle = torch.randn(batch_of_angles, seq, half)
     mine = wide.clone().requires_grad_()
     theirs = wide.double().requires_grad_()
     found = rope(mine[..., 3:], angle.cos(), angle.sin(), interleave)
