@@ -1,8 +1,9 @@
-"""The command line: `r1lite run|chat|eval|serve|check|plan`."""
+"""The command line: `r1lite run|chat|eval|serve|quantize|check|plan`."""
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,6 +150,34 @@ def serve(
 
 
 @cli.command()
+def quantize(
+    directory: Directory,
+    out: Annotated[Path, typer.Option(help="The new directory.")],
+    scheme: Annotated[
+        str, typer.Option(help="int8, int8-dynamic, int4-g32, fp8-block, ...")
+    ] = "int8",
+    method: Annotated[
+        str, typer.Option(help="Rounding: rtn, gptq, awq or hqq.")
+    ] = "rtn",
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file gptq and awq calibrate on; repeatable."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A weight to leave in float, by its name; repeatable."),
+    ] = None,
+) -> None:
+    """Store a saved model in fewer bits, routed experts included."""
+    from r1lite.quantization.apply import KEEP
+    from r1lite.quantization.directory import quantise_directory
+
+    kept = (*KEEP, *(keep or ()))
+    report = quantise_directory(directory, out, scheme, method, text or (), kept)
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+
+
+@cli.command()
 def plan(
     model: Annotated[str, typer.Argument(help="A preset, or a recipe's name or file.")],
     gpus: Annotated[int, typer.Option(help="How many.")] = 8,
@@ -223,6 +252,31 @@ def check(
         practice.watch(console, number)
     elif not practice.show_state(console, number):
         raise typer.Exit(1)
+
+
+bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
+cli.add_typer(bench, name="bench")
+
+
+@bench.command("kernels")
+def bench_kernels(
+    interpret: Annotated[
+        bool, typer.Option("--interpret", help="Without a GPU: small, only a proof.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Kernels with this in their name.")] = "",
+    tokens: Annotated[
+        int | None, typer.Option(help="Default: 4096; interpreted 6.", min=1)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+) -> None:
+    """Triton kernels against eager PyTorch, torch.compile, SDPA and cuBLAS."""
+    if interpret:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is loaded
+    from r1lite.kernels.bench import bench_table
+
+    table = bench_table(interpret, only, tokens, say=print)
+    if out:
+        out.write_text(table)
 
 
 def app() -> None:

@@ -11,7 +11,7 @@ from r1lite.quantization.calibrate import Calibration
 from r1lite.quantization.coding import Codes, require_finite
 from r1lite.quantization.files import Quantised
 from r1lite.quantization.report import Entry, Report
-from r1lite.quantization.rounding import METHODS, rounded
+from r1lite.quantization.rounding import CALIBRATED, require_method, rounded
 from r1lite.quantization.schemes import Scheme, scheme_of
 from r1lite.quantization.walk import FloatWeight, float_weights, put_, tied_head
 from r1lite.quantization.weight import QuantLinear, QuantWeight
@@ -68,9 +68,8 @@ def quantize_(
 def _check(model: nn.Module, method: str, calibration: Calibration | None) -> None:
     if any(isinstance(m, QuantWeight) for m in model.modules()):
         raise R1Error("model: is quantised already; load the float model again")
-    if method not in METHODS:
-        raise R1Error(f"method: {method!r} is unknown; choose {', '.join(METHODS)}")
-    if method in ("gptq", "awq") and calibration is None:
+    require_method(method)
+    if method in CALIBRATED and calibration is None:
         raise R1Error(
             f"calibration: {method} needs to see activations; make one with calibrate"
         )

@@ -136,6 +136,8 @@ def code_shapes(
 
 def _encode_blocks(w: Tensor, parts: int) -> Codes:
     """Each matrix in blocks of its own, ragged at its edges."""
+    # A block of subnormal numbers would have the scale 0, and 0 / 0 is NaN.
+    w = torch.where(w.abs() < TINY, 0.0, w)
     rows, inputs = w.shape[-2] // parts, w.shape[-1]
     pairs = [quantise(m, TILE) for m in w.reshape(-1, rows, inputs)]
     codes = torch.stack([c for c, _ in pairs]).view(w.shape)

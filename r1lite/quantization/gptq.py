@@ -58,8 +58,8 @@ def gptq(w: Tensor, hessian: Tensor, scheme: Scheme, damp: float = 0.01) -> Code
         scheme,
     )
     plain = encode(w, scheme)
-    errors = [squared_error(w, decode(c, scheme), hessian) for c in (made, plain)]
-    return choose(errors[0] <= errors[1], made, plain)
+    ours, theirs = (squared_error(w, decode(c, scheme), hessian) for c in (made, plain))
+    return choose(ours <= theirs, made, plain)
 
 
 def _round_block(

@@ -30,12 +30,16 @@ def in_groups(w: Tensor, group: int | None) -> Tensor:
 
 
 def round_up(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The least number of `dtype` that is not below `scale`: nothing clips."""
+    """The least number of `dtype` that is not below `scale`: nothing clips.
+
+    Only float32's last numbers, for which bfloat16 has none above, get its largest.
+    """
     near = scale.to(dtype)
     if dtype != torch.bfloat16:
         return near
     above = (near.view(torch.int16) + 1).view(dtype)  # the next positive number
-    return torch.where(near.float() < scale, above, near)
+    largest = torch.finfo(dtype).max
+    return torch.where(near.float() < scale, above, near).clamp(max=largest)
 
 
 def integer_grid(

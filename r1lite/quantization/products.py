@@ -1,7 +1,9 @@
-"""Products of whole numbers: int8 times int8, summed exactly in int32.
+"""Products with quantised weights.
 
-torch._int_mm runs on VNNI and AMX where the CPU has them. On older CPUs its
-sums can saturate, so it is tried once on the worst case before it is trusted.
+Dynamic int8 multiplies whole numbers, summed exactly in int32. torch._int_mm runs
+on VNNI and AMX where the CPU has them. On older CPUs its sums can saturate, so it
+is tried once on the worst case before it is trusted. Every other scheme makes
+floats of its codes and multiplies those.
 """
 
 from __future__ import annotations
@@ -9,10 +11,15 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from r1lite.errors import R1Error
+from r1lite.quantization.coding import TILE, Codes, decode
+from r1lite.quantization.schemes import Scheme
 
+SLAB = 2**17  # weights that are float at once on a CPU: 512 kB, inside its L2 cache
+FEW = 4  # rows up to which torch's int8 kernel for bfloat16 was the faster one
 EXACT = 1024  # that many products of 127 * 127 are exact in float32
 
 
@@ -72,3 +79,38 @@ def int8_product(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     tokens, sizes = quantise_tokens(x)
     total = integer_product(tokens, codes)
     return (total * sizes * scales.t()).to(x.dtype)
+
+
+def weight_product(x: Tensor, given: Codes, scheme: Scheme, parts: int = 1) -> Tensor:
+    """x (rows, in) times a weight (out, in) that only its codes hold, in x's dtype.
+
+    On a CPU a slab of the weight is made float at a time and never leaves the
+    cache: no float copy of the whole weight is written to memory or read again.
+    """
+    few = len(x) <= FEW and x.dtype == torch.bfloat16 and not x.requires_grad
+    if few and x.device.type == "cpu" and scheme.name == "int8":
+        scales = given.scales[:, 0].to(x.dtype)
+        return torch._weight_int8pack_mm(x.contiguous(), given.codes, scales)
+    if x.device.type != "cpu":
+        return F.linear(x, decode(given, scheme, parts).to(x.dtype))
+    slabs = (s for part in _parts(given, parts) for s in _slabs(part, scheme, x))
+    return torch.cat([F.linear(x, decode(s, scheme).to(x.dtype)) for s in slabs], -1)
+
+
+def _parts(given: Codes, parts: int) -> list[Codes]:
+    """The matrices that stand above each other."""
+    pieces = [None if t is None else t.chunk(parts) for t in given]
+    return [Codes(*(None if p is None else p[i] for p in pieces)) for i in range(parts)]  # type: ignore[arg-type]
+
+
+def _slabs(given: Codes, scheme: Scheme, x: Tensor) -> list[Codes]:
+    """Some rows of one matrix after the other, in whole FP8 blocks."""
+    high = TILE[0] if scheme.kind == "fp8" else 1
+    rows = max(1, SLAB // (x.shape[-1] * TILE[0])) * TILE[0]
+    found = []
+    for start in range(0, len(given.codes), rows):
+        end, first = start + rows, start // high
+        some = slice(first, first + rows // high)
+        zeros = None if given.zeros is None else given.zeros[some]
+        found.append(Codes(given.codes[start:end], given.scales[some], zeros))
+    return found

@@ -13,6 +13,13 @@ from r1lite.quantization.hqq import hqq
 from r1lite.quantization.schemes import Scheme
 
 METHODS = ("rtn", "gptq", "awq", "hqq")
+CALIBRATED = ("gptq", "awq")  # those that need to see activations
+
+
+def require_method(name: str) -> None:
+    """Raises R1Error if no method has this name."""
+    if name not in METHODS:
+        raise R1Error(f"method: {name!r} is unknown; choose {', '.join(METHODS)}")
 
 
 def rounded(

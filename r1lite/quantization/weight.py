@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1lite.quantization.coding import Codes, code_shapes, decode
-from r1lite.quantization.products import int8_product
+from r1lite.quantization.products import int8_product, weight_product
 from r1lite.quantization.schemes import Scheme
 
 
@@ -64,30 +64,31 @@ class QuantWeight(nn.Module):
             name: torch.empty(size, dtype=kind)
             for name, (size, kind) in code_shapes(scheme, shape, parts).items()
         }
-        scale = torch.empty((*shape[:-2], shape[-1])) if scaled else None
+        size = (*shape[:-2], shape[-1])
+        scale = torch.empty(size, dtype=torch.bfloat16) if scaled else None
         return cls(scheme, shape, Codes(**made), dtype, parts, scale, **options)
 
     def dequantise(self, index: int | None = None) -> Tensor:
         """The float32 weight that is computed with; of one expert if `index`."""
-        parts = [self.codes, self.scales, self.zeros, self.input_scale]
-        if index is not None:
-            parts = [None if t is None else t[index] for t in parts]
-        codes, scales, zeros, factor = parts
-        assert codes is not None and scales is not None
-        w = decode(Codes(codes, scales, zeros), self.scheme, self.parts)
-        return w if factor is None else w * factor.unsqueeze(-2)
+        given, factor = self._held(index)
+        w = decode(given, self.scheme, self.parts)
+        return w if factor is None else w * factor.float().unsqueeze(-2)
 
     def product(self, x: Tensor, index: int | None = None) -> Tensor:
         """x (rows, in) times the (index-th) weight -> (rows, out) in x's dtype."""
-        if not self.scheme.activations:
-            return F.linear(x, self.dequantise(index).to(x.dtype))
-        codes, scales = self.codes, self.scales
-        if self.input_scale is not None:
-            factor = self.input_scale
-            x = x * (factor if index is None else factor[index]).to(x.dtype)
+        given, factor = self._held(index)
+        if factor is not None:
+            x = x * factor.to(x.dtype)
+        if self.scheme.activations:
+            return int8_product(x, given.codes, given.scales)
+        return weight_product(x, given, self.scheme, self.parts)
+
+    def _held(self, index: int | None) -> tuple[Codes, Tensor | None]:
+        """Codes and input scale, of one expert if `index`."""
+        held = [self.codes, self.scales, self.zeros, self.input_scale]
         if index is not None:
-            codes, scales = codes[index], scales[index]
-        return int8_product(x, codes, scales)
+            held = [None if t is None else t[index] for t in held]
+        return Codes(*held[:3]), held[3]  # type: ignore[arg-type]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         """Move, but never convert what is stored (FP8 counts as floating)."""
