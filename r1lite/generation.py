@@ -195,7 +195,7 @@ class _Batch:
         live = ~self.done
         rows = self.rows[live]
         self.tokens[rows, step] = token[live]
-        self.logprobs[rows, step] = logp[live]
+        self.logprobs[rows, step] = logp[live].float()
         ended = torch.isin(token, self.stops) & live
         self.lengths[self.rows[ended]] = step + 1
         self.done = self.done | ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,16 @@ def test_filters_equal_transformers(how: Sampling) -> None:
         steps.append(transformers.MinPLogitsWarper(how.min_p))
     want = steps(torch.zeros(64, 1, dtype=torch.long), logits)
     assert torch.equal(filter_logits(logits, how), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_it_writes_in_half_precision(
+    model: R1Model, dtype: torch.dtype, temperature: float
+) -> None:
+    made = sample(copy.deepcopy(model).to(dtype), PROMPTS, Sampling(3, temperature))
+    assert [len(t) for t in made.tokens] == [3] * 4
+    assert all(p <= 0 for row in made.logprobs for p in row)
 
 
 def test_choose_follows_the_distribution() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1lite.attention.mla import MLA
@@ -22,9 +23,11 @@ from r1lite.kernels.logprobs import token_logprobs
 from r1lite.kernels.norm import rms_norm
 from r1lite.kernels.permute import permute, unpermute
 from r1lite.kernels.rope import rope
+from r1lite.kernels.router import route
 from r1lite.kernels.swiglu import swiglu
 from r1lite.moe.experts import Experts, SwiGLU
-from r1lite.moe.gating import Routing
+from r1lite.moe.gating import Router, Routing
+from r1lite.moe.layer import MoE
 
 # Sums inside a kernel are float32: float64 would be promised and not kept.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -152,6 +155,30 @@ def _experts(
     return grouped_mm(swiglu(gate, up), down, counts)
 
 
+def _route(plain: Operation, layer: MoE, x: Tensor) -> Routing:
+    """A router that someone listens to, or chooses for, is asked itself."""
+    gate = layer.gate
+    own = getattr(gate.choose, "__module__", None) == Router.__module__
+    if type(gate) is not Router or not own or gate._forward_hooks:
+        routing: Routing = plain(layer, x)
+        return routing
+    logits = F.linear(x.reshape(-1, x.shape[-1]).float(), gate.weight.float())
+    limited = gate.method != "greedy"
+    routing = route(
+        logits,
+        gate.e_score_correction_bias if gate.method == "noaux_tc" else None,
+        gate.top_k,
+        gate.n_group if limited else 1,
+        gate.topk_group if limited else 1,
+        gate.scoring != "sigmoid",
+        gate.normalize,
+        gate.scaling,
+    )
+    if gate.training and torch.is_grad_enabled():
+        gate.record(x.shape[:-1], logits, routing)
+    return routing
+
+
 def _dispatch(
     plain: Operation, x: Tensor, routing: Routing, experts: Experts
 ) -> Tensor:
@@ -188,6 +215,7 @@ KERNELS: dict[str, Operation] = {
     "MLA._expanded": _expanded,
     "grouped": _experts,
     "looped": _experts,
+    "MoE.route": _route,
     "dispatch_local": _dispatch,
     "head_loss": _loss,
 }

@@ -95,10 +95,10 @@ class Router(nn.Module):
         if self.scaling != 1.0:
             weights = weights * self.scaling
         counts = torch.bincount(experts.flatten(), minlength=scores.shape[-1])
+        routing = Routing(weights, experts, scores, counts)
         if self.training and torch.is_grad_enabled():
-            self.counts += counts
-            self._remember(x.shape[:-1], logits, scores, experts)
-        return Routing(weights, experts, scores, counts)
+            self.record(x.shape[:-1], logits, routing)
+        return routing
 
     @torch.no_grad()
     def choose(self, scores: Tensor) -> Tensor:
@@ -111,12 +111,12 @@ class Router(nn.Module):
             scores = keep_best_groups(scores, self.n_group, self.topk_group, best)
         return scores.topk(self.top_k, dim=-1, sorted=False).indices
 
-    def _remember(
-        self, shape: torch.Size, logits: Tensor, scores: Tensor, experts: Tensor
-    ) -> None:
-        """Keep for the balance losses what belongs to each (batch, seq) token."""
+    def record(self, shape: torch.Size, logits: Tensor, routing: Routing) -> None:
+        """Count, and keep what the balance losses need, by (batch, seq) token."""
+        self.counts += routing.counts
         logits, scores, experts = (
-            t.view(*shape, t.shape[-1]) for t in (logits, scores, experts)
+            t.view(*shape, t.shape[-1])
+            for t in (logits, routing.scores, routing.experts)
         )
         self.last = LastScores(scores, self.top_k, logits, experts)
 

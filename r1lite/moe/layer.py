@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from r1lite.config import R1Config
+from r1lite.hot import hot
 from r1lite.moe.dispatch import dispatch_local
 from r1lite.moe.experts import Experts, SwiGLU
 from r1lite.moe.gating import Router, Routing
@@ -38,7 +39,12 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> the same shape."""
-        routing = self.gate(x)
-        y = self.dispatcher(x.reshape(-1, x.shape[-1]), routing, self.experts)
+        y = self.dispatcher(x.reshape(-1, x.shape[-1]), self.route(x), self.experts)
         y = y.view(x.shape)
         return y if self.shared_experts is None else y + self.shared_experts(x)
+
+    @hot
+    def route(self, x: Tensor) -> Routing:
+        """Where each token of x goes."""
+        routing: Routing = self.gate(x)
+        return routing

@@ -24,6 +24,7 @@ from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
 from r1lite.hub import from_pretrained
 from r1lite.model import R1Model
+from r1lite.planner.count import parameters
 from r1lite.serving.api.app import Limits, build_app
 from r1lite.serving.api.call import Served
 from r1lite.serving.asynchronous import AsyncEngine
@@ -188,7 +189,7 @@ def _announce(
     """One line that says where; one more when anybody could come."""
     host, port = options.host, listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
-    count = sum(p.numel() for p in model.parameters()) / 1e6
+    count = sum(parameters(model.config).values()) / 1e6  # quantised or not
     console.print(
         f"serving {escape(served.name)} ({count:.1f} M parameters, context "
         f"{served.context}) on http://{escape(shown)}:{port} "
