@@ -147,10 +147,11 @@ class Engine:
     def step(self) -> list[Output]:
         """Run the model once; what is new, in no particular order."""
         self.now = self.clock.now()
+        self.counts.steps += 1  # what the plan notes happens in this step
         work = self.scheduler.plan()
         if not work:
+            self.counts.steps -= 1
             return []
-        self.counts.steps += 1
         logits = self.runner.run(work)
         self.clock.ran(sum(w.count for w in work))
         self.now = self.clock.now()

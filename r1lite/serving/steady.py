@@ -5,7 +5,7 @@ with other last bits; one bit can flip an expert choice or a tie between tokens.
 What was measured: an AMD EPYC takes other loops for one to three rows; an Intel
 Xeon for up to k / 24 rows, k being the length of the sum, and never for more than
 15. From 16 rows on, a row is the same whatever stands beside it. So: no product
-with fewer. The price is 4 to 18 % of the speed with few requests (chapter 13).
+with fewer. The price is 4 to 18 % of the speed with few requests.
 The server hands `dispatch_steady` to the MoE layers and fills up batches.
 """
 

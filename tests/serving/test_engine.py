@@ -484,7 +484,7 @@ def test_events_tell_a_requests_life() -> None:
         ("token", 1),
         ("finished", 0),
     ]
-    assert [e.step for e in events] == [0, 0, 1, 2, 2, 3, 4, 4]
+    assert [e.step for e in events] == [0, 1, 1, 2, 2, 3, 4, 4]
     times = [e.time for e in events]
     assert times == sorted(times)
     assert (
