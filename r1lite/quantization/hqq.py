@@ -2,7 +2,7 @@
 
 Source: Badri and Shaji 2023, "Half-Quadratic Quantization". The zero point need
 not be a whole number, and a few large errors are cheaper than many small ones:
-minimise |W - s (Q - z)|_p with p < 1 over z, by turns with an error term E that
+minimise the p-norm of W - s (Q - z) with p < 1 over z, by turns with an error term E that
 takes the large ones out.
 """
 
@@ -52,7 +52,7 @@ def hqq(
 
 
 def shrink(off: Tensor, p: float, beta: float) -> Tensor:
-    """The E that suits these errors: 0 where they are small (eq. of |.|_p)."""
+    """The E that suits these errors: 0 where they are small (eq. of the p-norm)."""
     size = off.abs()
     cut = size.clamp(min=1e-12) ** (p - 1) / beta
     return off.sign() * (size - cut).clamp(min=0)

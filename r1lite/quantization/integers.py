@@ -2,7 +2,7 @@
 
 Symmetric: w is about s * q with q from -(2^(b-1) - 1) to its opposite.
 Asymmetric: w is about s * (q - z) with q from 0 to 2^b - 1 and a zero point z,
-so that 0 is exact in both. Either way |w - its restored value| <= s / 2.
+so that 0 is exact in both. Either way w and its restored value differ by s / 2 at most.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Cost:
 def output_errors(
     model: nn.Module, calibration: Calibration, scheme: str | Scheme
 ) -> dict[str, Tensor]:
-    """|error of the output| / |output| of each weight, rounded to nearest.
+    """Relative error of the output of each weight, rounded to nearest.
 
     Returns:
         by name a scalar, or (E,) for experts; NaN for what saw nothing.
