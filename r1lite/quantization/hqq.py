@@ -2,8 +2,8 @@
 
 Source: Badri and Shaji 2023, "Half-Quadratic Quantization". The zero point need
 not be a whole number, and a few large errors are cheaper than many small ones:
-minimise the p-norm of W - s (Q - z) with p < 1 over z, by turns with an error term E that
-takes the large ones out.
+minimise the p-norm of W - s (Q - z) with p < 1 over z, by turns with an error
+term E that takes the large ones out.
 """
 
 from __future__ import annotations
