@@ -3,7 +3,8 @@
 Dynamic int8 multiplies whole numbers, summed exactly in int32. torch._int_mm runs
 on VNNI and AMX where the CPU has them. On older CPUs its sums can saturate, so it
 is tried once on the worst case before it is trusted. Every other scheme makes
-floats of its codes and multiplies those.
+floats of its codes and multiplies those; where a whole row has one scale, that is
+left for the product.
 """
 
 from __future__ import annotations
@@ -94,7 +95,15 @@ def weight_product(x: Tensor, given: Codes, scheme: Scheme, parts: int = 1) -> T
     if x.device.type != "cpu":
         return F.linear(x, decode(given, scheme, parts).to(x.dtype))
     slabs = (s for part in _parts(given, parts) for s in _slabs(part, scheme, x))
-    return torch.cat([F.linear(x, decode(s, scheme).to(x.dtype)) for s in slabs], -1)
+    return torch.cat([_slab_product(x, s, scheme) for s in slabs], -1)
+
+
+def _slab_product(x: Tensor, given: Codes, scheme: Scheme) -> Tensor:
+    """x times some rows of a weight; float16 could not hold sums of plain codes."""
+    if scheme.name != "int8" or x.dtype == torch.float16:
+        return F.linear(x, decode(given, scheme).to(x.dtype))
+    sums = F.linear(x, given.codes.to(x.dtype))  # 127 is exact in bfloat16
+    return (sums * given.scales.t()).to(x.dtype)
 
 
 def _parts(given: Codes, parts: int) -> list[Codes]:

@@ -56,10 +56,14 @@ def quant_weights(model: nn.Module) -> dict[str, QuantWeight]:
 def model_bytes(model: nn.Module) -> int:
     """Bytes of everything the model holds, shared storage once.
 
-    Buffers that are not saved and the float copies that decoding keeps count.
+    Buffers that are not saved count, and the copies that decoding keeps: floats,
+    and codes in the order of a kernel.
     """
     held = [*model.parameters(), *model.buffers()]
     copies = (m.copy for m in model.modules() if isinstance(m, QuantLinear))
     held += [c for c in copies if c is not None]
+    held += [
+        t for w in quant_weights(model).values() for p in w.packed.values() for t in p
+    ]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in held}
     return sum(s.nbytes() for s in storages.values())

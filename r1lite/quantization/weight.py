@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r1lite.quantization.coding import Codes, code_shapes, decode
+from r1lite.quantization.int4 import Int4, int4_product, pack_int4, takes_int4
 from r1lite.quantization.products import int8_product, weight_product
 from r1lite.quantization.schemes import Scheme
 
@@ -19,7 +20,9 @@ class QuantWeight(nn.Module):
 
     ``input_scale`` (..., in) multiplies what comes in: activation-aware scaling
     divided the weight by it before rounding. `.to(dtype)` changes what products
-    are computed in, never what is stored.
+    are computed in, never what is stored. ``packed`` holds 4-bit weights a second
+    time, as PyTorch's kernel for few bfloat16 rows wants them: of each expert from
+    its first such product on, gone when the model is moved or loaded, never saved.
 
     Args:
         shape: of the weight: (out, in), or (E, out, in) for stacked experts.
@@ -48,6 +51,7 @@ class QuantWeight(nn.Module):
         self.register_buffer("input_scale", input_scale)
         like = torch.empty(0, dtype=dtype, device=given.codes.device)
         self.register_buffer("like", like, persistent=False)
+        self.packed: dict[int | None, Int4] = {}
 
     @classmethod
     def empty(
@@ -81,6 +85,10 @@ class QuantWeight(nn.Module):
             x = x * factor.to(x.dtype)
         if self.scheme.activations:
             return int8_product(x, given.codes, given.scales)
+        if takes_int4(x, self.scheme, self.shape[-2]):
+            if index not in self.packed:
+                self.packed[index] = pack_int4(given, self.scheme)
+            return int4_product(x, self.packed[index], self.scheme)
         return weight_product(x, given, self.scheme, self.parts)
 
     def _held(self, index: int | None) -> tuple[Codes, Tensor | None]:
@@ -92,6 +100,7 @@ class QuantWeight(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         """Move, but never convert what is stored (FP8 counts as floating)."""
+        self.packed.clear()
         kept = {n: b for n, b in self._buffers.items() if b is not None}
         super()._apply(fn, recurse)
         for name, old in kept.items():
@@ -99,6 +108,10 @@ class QuantWeight(nn.Module):
             if name != "like" and new is not None and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
         return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.packed.clear()
+        super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""

@@ -130,7 +130,8 @@ def _speed(found: dict[str, Any], title: str) -> list[str]:
     base = found["rows"][0]
     lines += [
         f"| {r['name']} | {r['mb']:,.0f} | {r['decode_ms']:.2f} "
-        f"| {base['decode_ms'] / r['decode_ms']:.2f} | {base['mb'] / r['mb']:.2f} "
+        f"| {base['decode_ms'] / r['decode_ms']:.2f} "
+        f"| {base['mb'] / r.get('read_mb', r['mb']):.2f} "
         f"| {r['prefill_ms']:.1f} | {base['prefill_ms'] / r['prefill_ms']:.2f} |"
         for r in found["rows"]
     ]

@@ -94,6 +94,13 @@ def test_a_product_is_that_of_the_restored_weight(
     assert float((low.float() - want).norm() / want.norm()) < 0.01
 
 
+def test_sums_of_codes_do_not_leave_float16() -> None:
+    scheme = scheme_of("int8")
+    given = encode(torch.full((8, 1024), 0.01), scheme)
+    y = weight_product(torch.ones(5, 1024, dtype=torch.float16), given, scheme)
+    assert torch.allclose(y.float(), torch.tensor(10.24), rtol=1e-3)
+
+
 def test_dynamic_int8_has_no_gradient_and_says_so() -> None:
     layer = quant_linear(nn.Linear(32, 8, bias=False), "int8-dynamic")
     with pytest.raises(R1Error, match=r"no gradient; use torch\.no_grad"):
