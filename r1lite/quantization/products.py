@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1lite.errors import R1Error
+from r1lite.kernels.choose import use_triton
+from r1lite.kernels.dequant import dequant_mm
+from r1lite.kernels.fp8 import weight_dequant
 from r1lite.quantization.coding import TILE, Codes, decode
 from r1lite.quantization.schemes import Scheme
 
@@ -92,10 +95,21 @@ def weight_product(x: Tensor, given: Codes, scheme: Scheme, parts: int = 1) -> T
     if few and x.device.type == "cpu" and scheme.name == "int8":
         scales = given.scales[:, 0].to(x.dtype)
         return torch._weight_int8pack_mm(x.contiguous(), given.codes, scales)
-    if x.device.type != "cpu":
-        return F.linear(x, decode(given, scheme, parts).to(x.dtype))
+    if x.device.type != "cpu" or use_triton(x):
+        return _on_gpu(x, given, scheme, parts)
     slabs = (s for part in _parts(given, parts) for s in _slabs(part, scheme, x))
     return torch.cat([_slab_product(x, s, scheme) for s in slabs], -1)
+
+
+def _on_gpu(x: Tensor, given: Codes, scheme: Scheme, parts: int) -> Tensor:
+    """By the kernels of chapter 11, which restore weights on their way in."""
+    if scheme.kind == "int" and use_triton(x):
+        return dequant_mm(x, *given)
+    if scheme.kind == "fp8" and use_triton(x):
+        pieces = _parts(given, parts)
+        w = torch.cat([weight_dequant(p.codes, p.scales, x.dtype) for p in pieces])
+        return F.linear(x, w)
+    return F.linear(x, decode(given, scheme, parts).to(x.dtype))
 
 
 def _slab_product(x: Tensor, given: Codes, scheme: Scheme) -> Tensor:

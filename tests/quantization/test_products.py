@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -142,3 +144,25 @@ def test_parity_with_torchao(name: str, theirs: str, rows: int) -> None:
     assert 0.8 < float(off_ours / off_theirs) < 1.25
     codes = plain[0].weight.qdata  # type: ignore[union-attr]
     assert int((codes.int() - ours.codes.int()).abs().max()) <= 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-g32-asym", "int4-g32", "fp8-block"])
+def test_kernels_of_chapter_11_multiply_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    scheme, x = scheme_of(name), torch.randn(3, 96)
+    given = encode(torch.randn(80, 96), scheme, parts=2)
+    want = weight_product(x, given, scheme, parts=2)
+    used: list[str] = []
+
+    def counted(kernel: Any) -> Any:
+        return lambda *args: used.append(name) or kernel(*args)
+
+    for kernel in ("dequant_mm", "weight_dequant"):
+        monkeypatch.setattr(products, kernel, counted(getattr(products, kernel)))
+    assert not used
+    monkeypatch.setenv("R1LITE_KERNELS", "triton")  # interpreted: tests/conftest.py
+    found = weight_product(x, given, scheme, parts=2)
+    assert len(used) == (2 if name == "fp8-block" else 1)
+    torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
