@@ -1,4 +1,4 @@
-"""The command line: `r1lite run|chat|eval|serve|quantize|check|plan`."""
+"""The command line: `r1lite run|chat|eval|serve|quantize|bench|check|plan`."""
 
 from __future__ import annotations
 
