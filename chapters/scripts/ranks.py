@@ -8,6 +8,7 @@ process group, and is gone when its function returns.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import marshal
@@ -76,6 +77,10 @@ def _live(
         error = traceback.format_exc()
     torch.save((answer, error), data)
     pipe.send_bytes(data.getvalue())
+    # Another rank may still be making groups with this one; to leave now would
+    # make it wait. If one has failed there is nobody to wait for.
+    with contextlib.suppress(RuntimeError):
+        dist.barrier()
     dist.destroy_process_group()
 
 

@@ -87,6 +87,8 @@ def make_mesh(
 ) -> Mesh:
     """Lay the ranks of this run out as pp x dp x ep. Every rank has to call it.
 
+    It returns when every rank has all its groups.
+
     Args:
         ep: ranks that share one set of experts.
         dp: copies of that set; by default as many as there are ranks for.
@@ -121,6 +123,8 @@ def make_mesh(
         mesh=ids[dist.get_rank(pipe)],
         mesh_dim_names=("dp", "ep"),
     )
+    # A rank with little to do must not be gone before the others have met it.
+    dist.barrier()
     return Mesh(mesh, world, columns, rows, pipe, ends)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from r1lite.errors import R1Error
+from r1lite.parallel import mesh as mesh_module
 from r1lite.parallel.mesh import make_mesh
 
 
@@ -19,6 +22,23 @@ def refused(call: Callable[[], object]) -> None:
             print("refused:", error, flush=True)
     else:
         raise AssertionError("was accepted")
+
+
+def nobody_leaves_before_all_have_met() -> None:
+    """Rank 3 is late to notice that its groups are complete; the others wait."""
+    make, met = mesh_module._mine, [0.0]
+
+    def slowly(*given: Any) -> Any:
+        found = make(*given)
+        time.sleep(0.3 * (dist.get_rank() == 3))
+        met[0] = time.time()
+        return found
+
+    mesh_module._mine = slowly
+    make_mesh(ep=2)
+    times: list[Any] = [None] * 4
+    dist.all_gather_object(times, (met[0], time.time()))
+    assert max(at for at, _ in times) <= min(left for _, left in times), times
 
 
 if __name__ == "__main__":
@@ -51,4 +71,5 @@ if __name__ == "__main__":
         refused(lambda sizes=sizes: make_mesh(**sizes))
     mesh = make_mesh(ep=2)
     refused(lambda: mesh.rows(torch.arange(6)))
+    nobody_leaves_before_all_have_met()
     dist.destroy_process_group()
