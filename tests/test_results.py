@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -108,3 +109,28 @@ def test_the_run_of_micro_is_whole_and_claims_no_more_than_it_measured() -> None
     for e in (report.before(), report.after()):
         assert e is not None and f"{100 * e.accuracy:.1f} [" in page
     assert (MICRO / "result.png").stat().st_size < 100_000
+
+
+SHORT = REPO / "results" / "nano-300"
+
+
+def test_the_page_of_the_shorter_runs_says_what_their_files_say() -> None:
+    page = " ".join((SHORT / "README.md").read_text().split())
+    for seed in ("seed0", "seed1", "seed2", "seed0-again"):
+        report, recipe = (
+            Report.load(SHORT / seed),
+            recipes.read(SHORT / seed / "recipe.toml"),
+        )
+        assert recipe.sft.steps == 300
+        forced = report.pooled("sft", "greedy", True)
+        for e in (report.after(), forced):
+            assert e is not None and f"{100 * e.accuracy:.1f}" in page
+    assert f"commit {report.machine.commit[:7]}" in page
+    step = []
+    for seed in ("seed0", "seed0-again"):
+        rows = metrics.read(SHORT / seed / "metrics.jsonl")
+        losses = [r["loss"] for r in rows if r["stage"] == "sft"]
+        smooth = [fmean(losses[i : i + 15]) for i in range(len(losses) - 14)]
+        step.append(next(i for i, x in enumerate(smooth) if x < 0.4) + 7)
+        assert f"{smooth[-1]:.2f}" in page
+    assert all(f"around step {round(s, -1)} in" in page for s in step), step

@@ -99,6 +99,7 @@ class Engine:
         name, end = request_id or f"request-{number}", self.model.config.eos_token_id
         request = Request.new(name, prompt_ids, params, end)
         steps = self.counts.steps
+        request.arrived = self.now
         request.rank = (params.priority * self.config.aging + steps, number)
         request.samples = [self._sample(request, 0)]
         request.samples[0].forked = params.n == 1
@@ -152,6 +153,9 @@ class Engine:
         if not work:
             self.counts.steps -= 1
             return []
+        for w in work:
+            if w.sample.request.began is None:
+                w.sample.request.began = self.now
         logits = self.runner.run(work)
         self.clock.ran(sum(w.count for w in work))
         self.now = self.clock.now()
@@ -254,10 +258,14 @@ class Engine:
         if request.unfinished:
             return request.id, delta
         del self.requests[request.id]
-        made, cached = request.completion_tokens, request.cached_tokens
-        return request.id, replace(
-            delta, usage=Usage(len(request.prompt), made, cached)
+        began = self.now if request.began is None else request.began
+        usage = Usage(
+            len(request.prompt),
+            request.completion_tokens,
+            request.cached_tokens,
+            began - request.arrived,
         )
+        return request.id, replace(delta, usage=usage)
 
     def _draft(self, work: Sequence[Work]) -> None:
         """Guess the token after the newest of every sample that decodes on."""

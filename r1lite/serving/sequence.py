@@ -19,6 +19,8 @@ class Request:
     """One prompt that is continued `params.n` times.
 
     rank: who goes first; fixed on arrival, see Scheduler.
+    arrived, began: when it came, when the first step with it started; seconds of
+        the engine's clock.
     """
 
     id: str
@@ -31,6 +33,8 @@ class Request:
     cached_tokens: int = 0
     completion_tokens: int = 0
     unfinished: int = 0
+    arrived: float = 0.0
+    began: float | None = None
 
     @classmethod
     def new(

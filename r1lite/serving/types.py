@@ -89,12 +89,14 @@ class TokenLogprob:
 class Usage:
     """Tokens of a whole request: `completion_tokens` over all n samples.
 
-    `cached_tokens` of the prompt were found in the prefix cache.
+    `cached_tokens` of the prompt were found in the prefix cache. `queue_seconds`
+    passed before the engine first computed anything of it.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    queue_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

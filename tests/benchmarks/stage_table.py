@@ -6,7 +6,8 @@
     done
     python tests/benchmarks/stage_table.py table runs/r1-seed*
 
-A finished seed's folder in results/r1 serves `table` as well as its run.
+results/r1 was made when `nano` had 300 SFT steps: add `--set sft.steps=300` to get
+its starts. A finished seed's folder in results/r1 serves `table` as well as its run.
 `train` takes over what the nano run has trained and trains the rest of section
 `[r1]` with the budgets below. `table` writes results/r1: the raw log and the
 measurements of each seed, and table.md.

@@ -285,6 +285,11 @@ def test_metrics_count_what_happened() -> None:
         assert value["vllm:inter_token_latency_seconds_count" + own] == made - 2
         assert value["vllm:e2e_request_latency_seconds_count" + own] == 2
         assert value["vllm:request_generation_tokens_sum" + own] == made
+        parts = ("queue", "prefill", "decode")
+        for part in parts:
+            assert value[f"vllm:request_{part}_time_seconds_count{own}"] == 2
+        spent = sum(value[f"vllm:request_{p}_time_seconds_sum{own}"] for p in parts)
+        assert 0 < spent <= value["vllm:e2e_request_latency_seconds_sum" + own]
         for reason in ("stop", "length"):
             labels = f'{{finished_reason="{reason}",model_name="nano"}}'
             assert value["vllm:request_success_total" + labels] == 1

@@ -20,6 +20,7 @@ from r1lite.model import R1Model
 from r1lite.quantization import quantize_
 from r1lite.serving.api.metrics import Metrics
 from r1lite.serving.asynchronous import AsyncEngine, EngineFailed
+from r1lite.serving.clock import SimulatedClock
 from r1lite.serving.engine import Engine
 from r1lite.serving.types import (
     Delta,
@@ -284,6 +285,17 @@ def test_equal_keys_do_not_serve_anothers_pages() -> None:
     assert tokens(got) == tokens(served(tiny(), other, how, prefix_cache=False))
     same = drain_one(engine, [8] * 20, how)
     assert same[-1].usage and same[-1].usage.cached_tokens == 8  # one key, one page
+
+
+def test_the_time_in_the_queue_is_that_of_those_in_front() -> None:
+    clock = SimulatedClock(lambda tokens: 1.0)  # a step takes a second
+    config = EngineConfig(num_pages=64, max_running=1)
+    engine = Engine(tiny(), config=config, clock=clock)
+    how = SamplingParams(4, temperature=0, ignore_eos=True)
+    first, second = (engine.add_request([7] * 3, how) for _ in range(2))
+    usages = {name: deltas[-1].usage for name, deltas in drain(engine).items()}
+    assert (one := usages[first]) and one.queue_seconds == 0.0
+    assert (two := usages[second]) and two.queue_seconds == 4.0
 
 
 def test_drafts_are_right_often_and_change_no_token() -> None:

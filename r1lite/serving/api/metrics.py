@@ -41,6 +41,15 @@ class Metrics:
         self.whole = self._histogram(
             "e2e_request_latency_seconds", "Arrival to last token.", WHOLE
         )
+        self.queue = self._histogram(
+            "request_queue_time_seconds", "Arrival to first computed.", FIRST
+        )
+        self.prefill = self._histogram(
+            "request_prefill_time_seconds", "First computed to first token.", FIRST
+        )
+        self.decode = self._histogram(
+            "request_decode_time_seconds", "First token to last token.", WHOLE
+        )
         self.prompt = self._histogram(
             "request_prompt_tokens", "Tokens of a prompt.", TOKENS
         )
@@ -79,14 +88,18 @@ class RequestTimer:
     def __init__(self, metrics: Metrics, prompt_tokens: int) -> None:
         self._metrics, self._began = metrics, time.perf_counter()
         self._last: dict[int, float] = {}
+        self._first = self._queued = 0.0
         self._prompt, self._made = prompt_tokens, 0
 
     def saw(self, delta: Delta) -> None:
         """Count one delta; tokens of one step came at the same time."""
+        if delta.usage is not None:
+            self._queued = max(self._queued, delta.usage.queue_seconds)
         if not delta.token_ids:
             return
         now = time.perf_counter()
         if not self._last:
+            self._first = now
             self._metrics.first.observe(now - self._began)
         if delta.index in self._last:
             each = (now - self._last[delta.index]) / len(delta.token_ids)
@@ -98,6 +111,11 @@ class RequestTimer:
     def done(self) -> None:
         """The request ended, in whatever way."""
         self._metrics.whole.observe(time.perf_counter() - self._began)
+        if self._last:
+            self._metrics.queue.observe(self._queued)
+            wait = self._first - self._began - self._queued
+            self._metrics.prefill.observe(max(0.0, wait))
+            self._metrics.decode.observe(max(self._last.values()) - self._first)
         self._metrics.prompt.observe(self._prompt)
         self._metrics.generated.observe(self._made)
 
