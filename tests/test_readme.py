@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-from support.live import live
+from support.live import FIXTURE, live
 from typer.testing import CliRunner
 
 from r1lite.book import load_book
@@ -66,12 +67,14 @@ def test_the_python_example_runs(
 
 
 def test_the_client_example_asks_a_real_server(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _ = EXAMPLES
     address = "http://127.0.0.1:8000"
     assert address in code
-    with live("--name", "final") as server:
+    # Served under the run's name, as runs/nano/final is.
+    shutil.copytree(FIXTURE, tmp_path / "nano" / "final")
+    with live(directory=tmp_path / "nano" / "final") as server:
         exec(code.replace(address, server.url), {})
     assert capsys.readouterr().out.split() == ["7*4=8", "8+9=7", "7"]
 

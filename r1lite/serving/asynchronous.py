@@ -143,9 +143,9 @@ class AsyncEngine:
         return stream
 
     async def drain(self, timeout: float) -> bool:
-        """Refuse new requests, wait for the others; False if time ran out.
+        """Refuse new requests, wait for the others; False if they did not all end.
 
-        What still runs then is aborted; its streams end with "abort".
+        What still runs when time is up is aborted; its streams end with "abort".
         """
         self._draining = True
         deadline = self._loop.time() + timeout
@@ -155,7 +155,7 @@ class AsyncEngine:
                     self._send(partial(self.engine.abort, name))
                 return False
             await asyncio.sleep(0.01)
-        return True
+        return self.healthy
 
     async def stop(self) -> None:
         """Abort everything and end the thread."""
@@ -174,15 +174,20 @@ class AsyncEngine:
         return replace(self._stats, events=tuple(self.engine.events))
 
     @property
+    def failed(self) -> bool:
+        """Whether a step has raised."""
+        return self._failed is not None
+
+    @property
     def healthy(self) -> bool:
         """Whether the thread runs and no step has raised."""
         alive = self._thread is not None and self._thread.is_alive()
-        return alive and self._failed is None and not self._stopping
+        return alive and not self.failed and not self._stopping
 
     # In the event loop.
 
     def _abort(self, name: str) -> None:
-        self._streams.pop(name, None)
+        # Its name stays in use until the engine's last word on it has come.
         self._send(partial(self.engine.abort, name))
 
     def _send(self, command: Command) -> None:
@@ -209,11 +214,11 @@ class AsyncEngine:
         try:
             while not self._stopping:
                 self._turn()
-            outputs = [
-                o
-                for name in list(self.engine.requests)
-                for o in self.engine.abort(name)
-            ]
+            with self._wake:
+                commands, self._inbox = self._inbox, deque()
+            outputs = [o for command in commands for o in command()]
+            for name in list(self.engine.requests):
+                outputs += self.engine.abort(name)
             self._call(self._deliver, outputs)
         except Exception as error:  # whatever it was, clients must not wait for ever
             self._failed = error

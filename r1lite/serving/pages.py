@@ -129,6 +129,8 @@ class PagePool:
         if known is not None:
             return self.holds[known]
         key = self._key(parent, tokens)
+        if key in self.index:
+            self._drop_if_orphan(self.index[key])
         if not self.prefix_cache or key in self.index:
             return None
         self.index[key] = page
@@ -148,6 +150,19 @@ class PagePool:
         held = self.holds[page]
         same = held is not None and held.tokens == tokens and held.parent is parent
         return page if same else None
+
+    def _drop_if_orphan(self, page: int) -> None:
+        """Forget a prefix whose parent is forgotten: nobody can find it again."""
+        held = self.holds[page]
+        if held is None or held.parent is None:
+            return
+        above = self.index.get(held.parent.key)
+        if above is not None and self.holds[above] is held.parent:
+            return
+        self._forget(page)
+        if page in self.idle:
+            del self.idle[page]
+            self.free.append(page)
 
     def _forget(self, page: int) -> None:
         prefix = self.holds[page]

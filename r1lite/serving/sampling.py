@@ -15,6 +15,7 @@ from torch import Tensor
 
 from r1lite.serving.types import SamplingParams
 
+LEAST = 1e-6  # of a temperature or top-p above 0: less is no number in float32
 GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 
@@ -51,7 +52,9 @@ class Chooser:
 
         self.greedy = torch.tensor([p.temperature == 0 for p in rows], device=device)
         self.all_greedy = all(p.temperature == 0 for p in rows)
-        self.heat = column([p.temperature or 1.0 for p in rows])
+        self.heat = column(
+            [max(p.temperature, LEAST) if p.temperature else 1.0 for p in rows]
+        )
         self.filtered = [
             i
             for i, p in enumerate(rows)
@@ -59,7 +62,7 @@ class Chooser:
         ]
         cut = [rows[i] for i in self.filtered]
         self.top_k = column([p.top_k or 2**31 for p in cut]).long()
-        self.top_p = column([p.top_p for p in cut])
+        self.top_p = column([max(p.top_p, LEAST) for p in cut])
         self.min_p = column([p.min_p for p in cut])
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ _WORD = re.compile(r"[^\W\d_]+")  # letters only: numbers belong to every langua
 def language_consistency(reasoning: str | None, words: Collection[str]) -> float:
     """Share of the reasoning's words that are `words` of the question's language.
 
-    R1, arXiv 2501.12948, section 2.3.2: added to the accuracy reward because
+    R1, arXiv 2501.12948 (v1), section 2.3.2: added to the accuracy reward because
     R1-Zero mixed languages. Reasoning without any word earns 0, or saying nothing
     would be the cheapest way to be consistent.
     """

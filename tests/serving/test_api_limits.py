@@ -18,6 +18,7 @@ from support.serving import (
     with_client,
 )
 
+from r1lite.serving.api import stream as sse
 from r1lite.serving.api.app import Limits
 from r1lite.serving.types import EngineConfig
 
@@ -128,6 +129,8 @@ def test_prompts_of_one_request_are_queued_all_or_none() -> None:
         reply = await client.post("/v1/completions", json=body)
         assert reply.status_code == 429
         await client.settled()
+        text = (await client.get("/metrics")).text  # a refusal is no latency
+        assert 'e2e_request_latency_seconds_count{model_name="nano"} 0.0' in text
 
     with_client(work, engine_config=config)
 
@@ -143,6 +146,33 @@ def test_time_that_is_up_ends_the_answer_and_frees_its_pages() -> None:
         await client.settled()
 
     with_client(work, limits=Limits(request_seconds=0.3))
+
+
+def test_a_client_that_does_not_read_cannot_hold_its_pages() -> None:
+    """Its connection is full; when its time is up the work ends all the same."""
+
+    async def work(client: Client) -> None:
+        body = json.dumps(chat_body(stream=True, **LONG)).encode()
+        pending = [{"type": "http.request", "body": body}]
+
+        async def receive() -> Any:
+            return pending.pop() if pending else await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(60)
+
+        reading = asyncio.ensure_future(
+            client.app(raw_request(CHAT, body), receive, send)
+        )
+        await client.working()
+        await client.settled()
+        await asyncio.wait_for(reading, 5)
+        assert client.engine.stats().finished["abort"] == 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sse, "LAST_WORDS", 0.1)
+        with_client(work, limits=Limits(request_seconds=0.5))
 
 
 async def leave(client: Client, body: dict[str, Any], when: Callable[[], bool]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -28,10 +30,13 @@ from r1lite.serving.types import (
     PromptTooLong,
     QueueFull,
     SamplingParams,
+    Stats,
+    Usage,
 )
 
 T = tokenizer()
 PROMPT = chat.prompt(T, QUESTION)
+TIMES = ("queue", "prefill", "decode")
 ROOMY = {"num_pages": 64, "page_size": 8, "max_running": 8, "max_batch_tokens": 64}
 
 
@@ -529,3 +534,93 @@ def test_the_thread_serves_a_loop_and_ends() -> None:
     how = SamplingParams(10, seed=5, ignore_eos=True)
     assert got == [tokens(served(tiny(), [3 + i], how)) for i in range(5)]
     assert drained
+
+
+def test_a_name_is_free_again_when_its_request_has_ended() -> None:
+    """A step under way may still say something of the one that left."""
+
+    async def work() -> tuple[list[int], list[str | None]]:
+        engine = AsyncEngine(tiny(), None, EngineConfig(**ROOMY))
+        engine.start()
+        how = SamplingParams(10, seed=5, ignore_eos=True)
+        first = engine.generate([3], replace(how, max_tokens=50), "x")
+        await anext(first)
+        await first.aclose()
+        with pytest.raises(R1Error, match="in use"):
+            engine.generate([4], how, "x")
+        async with asyncio.timeout(10):
+            while True:
+                with suppress(R1Error):
+                    second = engine.generate([4], how, "x")
+                    break
+                await asyncio.sleep(0.001)
+        deltas = [d async for d in second]
+        await engine.stop()
+        return tokens(deltas), [d.finish_reason for d in deltas[-1:]]
+
+    got, ends = asyncio.run(work())
+    how = SamplingParams(10, seed=5, ignore_eos=True)
+    assert got == tokens(served(tiny(), [4], how)) and ends == ["length"]
+
+
+def test_stopping_answers_those_who_have_just_come() -> None:
+    async def work() -> list[str | None]:
+        engine = AsyncEngine(tiny(), None, EngineConfig(**ROOMY))
+        engine.start()
+        how = SamplingParams(40, ignore_eos=True)
+        busy = engine.generate([3] * 20, how)
+        await anext(busy)
+        late = [engine.generate([5 + i], how) for i in range(3)]  # in the inbox
+        await engine.stop()
+        async with asyncio.timeout(5):
+            return [[d async for d in s][-1].finish_reason for s in late]
+
+    assert asyncio.run(work()) == ["abort"] * 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_drain_during_which_the_engine_fails_is_not_clean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> bool:
+        engine = AsyncEngine(tiny(), None, EngineConfig(**ROOMY))
+        engine.start()
+        stream = engine.generate([3], SamplingParams(40, ignore_eos=True))
+        await anext(stream)
+        monkeypatch.setattr(engine.engine.runner, "run", lambda _: 1 / 0)
+        with pytest.raises(EngineFailed):
+            async for _ in stream:
+                pass
+        assert engine.failed
+        clean = await engine.drain(5)
+        await engine.stop()
+        return clean
+
+    assert not asyncio.run(work())
+
+
+def test_the_parts_of_a_request_are_no_longer_than_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    metrics = Metrics("nano", Stats)
+
+    def read(name: str) -> float:
+        found = metrics.registry.get_sample_value(name, {"model_name": "nano"})
+        assert found is not None
+        return found
+
+    left, two = metrics.measure(3), metrics.measure(6)
+    now[0] = 0.2
+    left.saw(Delta(0, (7,)))
+    left.done()  # it went away: nobody knows how long it had waited
+    assert read("vllm:request_queue_time_seconds_count") == 0
+    for at, index, waited in ((0.3, 0, 0.1), (0.9, 1, 0.6)):
+        now[0] = at
+        two.saw(Delta(index, (7, 8), "", (), "length", Usage(3, 2, 0, waited)))
+    two.done()
+    parts = [read(f"vllm:request_{p}_time_seconds_sum") for p in TIMES]
+    assert parts == pytest.approx([0.1, 0.2, 0.6])
+    assert read("vllm:request_generation_tokens_sum") == 5
+    assert read("vllm:request_max_num_generation_tokens_sum") == 3

@@ -262,6 +262,44 @@ def test_the_oldest_prefix_is_forgotten_first_and_from_its_end() -> None:
     assert pool.refs[new] == pool.refs[newer] == 1
 
 
+def test_a_prefix_whose_beginning_is_forgotten_makes_way() -> None:
+    """Two computed it side by side; only one page of its beginning is known."""
+    pool = PagePool(6, 2)
+    block, more = (1, 2), (3, 4)
+    a, b = pool.take(), pool.take()
+    first = pool.register(a, None, block)
+    assert pool.register(b, None, block) is first  # the same prefix, b not known
+    after = pool.take()
+    assert pool.register(after, first, more)
+    pool.release([a])
+    taken = [pool.take() for _ in range(4)]  # the last of them is a
+    assert a in taken
+    again = pool.register(taken[0], None, block)
+    assert pool.register(taken[1], again, more), "an orphan holds its place"
+    pages, _ = pool.match([*block, *more, 5])
+    assert pages == taken[:2]
+    pool.release(pages)
+    pool.release([b, after])
+    for page in taken:
+        pool.release([page])
+    assert not pool.used and pool.available == 6
+
+
+def test_an_idle_orphan_is_a_free_page() -> None:
+    pool = PagePool(3, 2)
+    a, after = pool.take(), pool.take()
+    first = pool.register(a, None, (1, 2))
+    pool.register(after, first, (3, 4))
+    pool.release([a])
+    pool.release([after])
+    assert [pool.take(), pool.take()][1] == a
+    again = pool.register(a, None, (1, 2))
+    assert pool.available == 1
+    other = pool.free[0] if pool.free else next(iter(pool.idle))
+    assert other == after
+    assert pool.register(a, again, (3, 4)) and pool.free == [after]
+
+
 def test_a_prompt_leaves_something_to_compute() -> None:
     pool = PagePool(4, 2)
     pool.release(hold(pool, [1, 2, 3, 4]))

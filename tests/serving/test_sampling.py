@@ -56,6 +56,21 @@ def test_a_row_is_chosen_as_if_it_were_alone(
         assert before - 1e-5 <= chance <= before + float(kept[together[i]]) + 1e-5
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        SamplingParams(temperature=1e-39, logprobs=1),
+        SamplingParams(temperature=1e-46),
+        SamplingParams(temperature=1.0, top_p=1e-46),
+        SamplingParams(temperature=1e-9, top_p=1e-9, min_p=1.0),
+    ],
+)
+def test_numbers_next_to_zero_mean_the_likeliest_token(how: SamplingParams) -> None:
+    logits = torch.tensor([[0.5, 30.0, -200.0, 29.0]])
+    tokens, logp = Chooser([how], CPU)(logits, torch.tensor([0.999]))
+    assert tokens.tolist() == [1] and not logp.isnan().any()
+
+
 def test_tokens_come_as_often_as_the_model_says() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5]])
     count = 20_000

@@ -109,7 +109,8 @@ class Served:
                 name = f"{call.id}-{len(call.streams)}"
                 call.streams.append(self.engine.generate(ids, params, name))
         except R1Error as error:
-            await call.aclose()
+            for stream in call.streams:  # refused: not a request to be timed
+                await stream.aclose()
             raise refusal(error) from error
         return call
 
@@ -140,6 +141,7 @@ class Call:
         self.prompt_tokens, self.completion_tokens = prompt_tokens, 0
         self.cached_tokens, self.reasoning_tokens = 0, 0
         self._timer = served.metrics.measure(prompt_tokens)
+        self._open = True
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """Every delta of every prompt; index = prompt * n + sample.
@@ -176,10 +178,12 @@ class Call:
         }
 
     async def aclose(self) -> None:
-        """Abort what has not ended."""
+        """Abort what has not ended; once more does nothing."""
         for stream in self.streams:
             await stream.aclose()
-        self._timer.done()
+        if self._open:
+            self._open = False
+            self._timer.done()
 
 
 async def _plain(stream: Stream) -> AsyncIterator[tuple[int, Delta]]:

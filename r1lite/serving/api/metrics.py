@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import Counter as Count
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -50,13 +53,16 @@ class Metrics:
         self.decode = self._histogram(
             "request_decode_time_seconds", "First token to last token.", WHOLE
         )
+        self.longest = self._histogram(
+            "request_max_num_generation_tokens", "Most tokens of a sample.", TOKENS
+        )
         self.prompt = self._histogram(
             "request_prompt_tokens", "Tokens of a prompt.", TOKENS
         )
         self.generated = self._histogram(
             "request_generation_tokens", "Tokens made for a request.", TOKENS
         )
-        self.http = Counter(
+        self.http = Count(
             "http_requests",
             "Answers by path and status.",
             ("handler", "method", "status"),
@@ -88,13 +94,13 @@ class RequestTimer:
     def __init__(self, metrics: Metrics, prompt_tokens: int) -> None:
         self._metrics, self._began = metrics, time.perf_counter()
         self._last: dict[int, float] = {}
-        self._first = self._queued = 0.0
-        self._prompt, self._made = prompt_tokens, 0
+        self._first, self._queued = 0.0, math.inf
+        self._prompt, self._made = prompt_tokens, Counter[int]()
 
     def saw(self, delta: Delta) -> None:
         """Count one delta; tokens of one step came at the same time."""
         if delta.usage is not None:
-            self._queued = max(self._queued, delta.usage.queue_seconds)
+            self._queued = min(self._queued, delta.usage.queue_seconds)
         if not delta.token_ids:
             return
         now = time.perf_counter()
@@ -106,18 +112,22 @@ class RequestTimer:
             for _ in delta.token_ids:
                 self._metrics.between.observe(each)
         self._last[delta.index] = now
-        self._made += len(delta.token_ids)
+        self._made[delta.index] += len(delta.token_ids)
 
     def done(self) -> None:
-        """The request ended, in whatever way."""
+        """The request ended, in whatever way.
+
+        How its time was spent is known of one that came to its end.
+        """
         self._metrics.whole.observe(time.perf_counter() - self._began)
-        if self._last:
+        if self._last and self._queued < math.inf:
             self._metrics.queue.observe(self._queued)
             wait = self._first - self._began - self._queued
             self._metrics.prefill.observe(max(0.0, wait))
             self._metrics.decode.observe(max(self._last.values()) - self._first)
         self._metrics.prompt.observe(self._prompt)
-        self._metrics.generated.observe(self._made)
+        self._metrics.generated.observe(self._made.total())
+        self._metrics.longest.observe(max(self._made.values(), default=0))
 
 
 class _EngineCollector(Collector):

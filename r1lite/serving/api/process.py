@@ -79,11 +79,16 @@ def serve(directory: Path, options: Options, console: Console) -> None:
         )
         server = _Server(config, app.state.served, options.drain_seconds)
         asyncio.run(server.serve([listener]))
-    console.print(
-        "stopped; every answer was finished"
-        if server.clean
-        else f"stopped; answers that took over {options.drain_seconds:g} s were cut"
-    )
+    console.print(f"stopped; {_end(server, options.drain_seconds)}")
+
+
+def _end(server: _Server, seconds: float) -> str:
+    """How the requests fared that were under way."""
+    if server.clean:
+        return "every answer was finished"
+    if server.served.engine.failed:
+        return "the engine had failed, its error stands above"
+    return f"answers that took over {seconds:g} s were cut"
 
 
 def _load(directory: Path, device: str) -> tuple[R1Model, R1Tokenizer]:
@@ -215,7 +220,7 @@ class _Server(uvicorn.Server):
         # Beyond the drain only a client that does not read can keep us.
         config.timeout_graceful_shutdown = math.ceil(seconds) + 5
         super().__init__(config)
-        self._served, self._seconds = served, seconds
+        self.served, self._seconds = served, seconds
         self.clean = True
 
     @contextmanager
@@ -232,12 +237,12 @@ class _Server(uvicorn.Server):
         """Note the signal; the loop sees it within a tenth of a second."""
         if self.should_exit:
             self.force_exit = True
-        self.should_exit = self._served.draining = True
+        self.should_exit = self.served.draining = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the engine finish while the connections wait for it."""
-        self._served.draining = True
-        drain = asyncio.create_task(self._served.engine.drain(self._seconds))
+        self.served.draining = True
+        drain = asyncio.create_task(self.served.engine.drain(self._seconds))
         await super().shutdown(sockets)
         self.clean = drain.done() and drain.result()
         drain.cancel()

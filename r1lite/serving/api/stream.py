@@ -18,6 +18,8 @@ from starlette.types import Receive, Scope, Send
 from r1lite.serving.api.call import Call
 from r1lite.serving.api.errors import ApiError
 
+DONE = b"data: [DONE]\n\n"
+LAST_WORDS = 5.0  # seconds for a client to take the news that its time is up
 GONE = 499  # nginx's number for "the client closed the connection"; nobody reads it
 
 
@@ -122,5 +124,11 @@ class EventStream(Response):
         except ApiError as error:
             await put(event(error.body))
         except TimeoutError:
-            await put(event(_too_late(seconds).body))
-        await put(b"data: [DONE]\n\n", more=False)
+            # Perhaps the client does not read: nothing may wait for it any more.
+            await self._call.aclose()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await put(event(_too_late(seconds).body))
+                    await put(DONE, more=False)
+            return
+        await put(DONE, more=False)

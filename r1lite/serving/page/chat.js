@@ -9,6 +9,7 @@ const [input, send, stop, status, panel, toggle] =
   ["ask", "send", "stop", "status", "settings", "toggle"].map(element);
 const turns = []; // {question, asked, answer, reply, reasoning}
 let model = "";
+let about = null; // the promise of what the server says of itself
 let running = null; // AbortController of the answer being written
 
 function announce(text) {
@@ -73,12 +74,14 @@ async function answer(turn) {
   const clock = new Clock();
   let thinking = false;
   let end = null;
-  const body = {
-    model, messages: messages(turn), stream: true,
-    stream_options: { include_usage: true, continuous_usage_stats: true },
-    ...settings.sampling(turn.asked++),
-  };
   try {
+    await introduced(); // a quick reader asks before the page knows the model
+    running.signal.throwIfAborted();
+    const body = {
+      model, messages: messages(turn), stream: true,
+      stream_options: { include_usage: true, continuous_usage_stats: true },
+      ...settings.sampling(turn.asked++),
+    };
     for await (const chunk of ask(body, settings.key(), running.signal)) {
       clock.tick(chunk);
       const choice = chunk.choices[0];
@@ -180,14 +183,23 @@ function startAnew() {
   input.focus();
 }
 
+/** Ask the server once what it serves; again if it could not be reached. */
+function introduced() {
+  about ??= introduce().catch((error) => {
+    about = null;
+    throw error;
+  });
+  return about;
+}
+
 async function introduce() {
-  const about = await (await fetch("page/about")).json();
-  model = about.model;
+  const found = await (await fetch("page/about")).json();
+  model = found.model;
   element("model").textContent = model;
   document.title = `${model} · R1-lite chat`;
-  element("max_tokens").max = about.context;
-  element("key-field").hidden = !about.key;
-  for (const text of about.examples) {
+  element("max_tokens").max = found.context;
+  element("key-field").hidden = !found.key;
+  for (const text of found.examples) {
     const item = document.createElement("li");
     const made = button(text, () => submit(text));
     made.className = "";
@@ -220,4 +232,4 @@ addEventListener("keydown", (event) => {
   }
 });
 fit();
-introduce().catch(() => announce("The server cannot be reached"));
+introduced().catch(() => announce("The server cannot be reached"));
