@@ -222,6 +222,15 @@ def test_scales_by_hand() -> None:
     torch.testing.assert_close(dequantise(codes, scales, (1, 2)), x)
 
 
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_numbers_too_small_for_a_scale_become_zero(power_of_two: bool) -> None:
+    """1e-44 / 448 is no float32."""
+    x = torch.tensor([[1e-44, -1e-45, 448.0, 0.0]])
+    codes, scales = quantise(x, (1, 2), power_of_two)
+    assert scales.tolist() == [[1.0, 1.0]]
+    assert dequantise(codes, scales, (1, 2)).tolist() == [[0.0, 0.0, 448.0, 0.0]]
+
+
 def test_powers_of_two_round_up_so_that_nothing_overflows() -> None:
     x = torch.tensor([[449.0, 300.0], [0.7, 448.0]])
     codes, scales = quantise(x, (1, 2), power_of_two=True)

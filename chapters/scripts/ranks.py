@@ -19,6 +19,7 @@ import traceback
 import types
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def on_ranks(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
-    task, started = _packed((work, given)), []
+    task, started = _packed((work, given)), {}
     with tempfile.TemporaryDirectory() as folder:
         for rank in range(n):
             here, there = context.Pipe()
@@ -53,11 +54,16 @@ def on_ranks(
             process = context.Process(target=_live, args=args, daemon=True)
             process.start()
             there.close()
-            started.append((process, here))
-        found = [_answer(rank, pipe) for rank, (_, pipe) in enumerate(started)]
-        for process, _ in started:
-            process.join()
-    return found
+            started[here] = process
+        try:
+            return _answers(list(started))
+        except BaseException:  # the others would wait for the rank that failed
+            for process in started.values():
+                process.terminate()
+            raise
+        finally:
+            for process in started.values():
+                process.join()
 
 
 def _live(
@@ -84,8 +90,21 @@ def _live(
     dist.destroy_process_group()
 
 
+def _answers(pipes: list[Any]) -> list[Any]:
+    """What the ranks returned, None for one that died without a word.
+
+    The first error to arrive is raised: those after it come from ranks that
+    waited for the one that failed.
+    """
+    found: dict[Any, Any] = {}
+    while len(found) < len(pipes):
+        for pipe in connection.wait([p for p in pipes if p not in found]):
+            found[pipe] = _answer(pipes.index(pipe), pipe)
+    return [found[p] for p in pipes]
+
+
 def _answer(rank: int, pipe: Any) -> Any:
-    """What a rank returned; None if it died without a word."""
+    """What this rank returned, or its error."""
     try:
         data = io.BytesIO(pipe.recv_bytes())
     except EOFError:

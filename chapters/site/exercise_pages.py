@@ -49,7 +49,7 @@ def _exercise(exercise: Exercise) -> str:
         python(stub),
     ]
     for i, hint in enumerate(exercise.hints, 1):
-        parts.append(ASIDE.format("hint", f"Hint {i}", hint))
+        parts.append(ASIDE.format("hint", f"Hint {i}", typeset(hint)))
     parts.append(ASIDE.format("solution", "Solution", python(solution)))
     return "\n".join(parts)
 

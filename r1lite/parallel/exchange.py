@@ -5,6 +5,9 @@ The backward pass of an exchange is the exchange in the other direction.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,8 +41,28 @@ def exchange_counts(counts: Tensor, group: dist.ProcessGroup) -> Tensor:
         (ranks, n) int64, row r from rank r.
     """
     found = torch.empty_like(counts)
-    dist.all_to_all_single(found, counts.contiguous(), group=group)
+    with _timed():
+        dist.all_to_all_single(found, counts.contiguous(), group=group)
     return found
+
+
+def seconds_exchanging() -> float:
+    """Time that this process has spent in exchanges so far, most of it waiting.
+
+    On a GPU they return at once and are waited for later, which is not counted.
+    """
+    return _seconds
+
+
+_seconds = 0.0
+
+
+@contextmanager
+def _timed() -> Iterator[None]:
+    global _seconds
+    began = time.perf_counter()
+    yield
+    _seconds += time.perf_counter() - began
 
 
 class _Exchange(torch.autograd.Function):
@@ -65,5 +88,6 @@ def _move(
     rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
 ) -> Tensor:
     found = rows.new_empty(sum(receive), *rows.shape[1:])
-    dist.all_to_all_single(found, rows.contiguous(), receive, send, group=group)
+    with _timed():
+        dist.all_to_all_single(found, rows.contiguous(), receive, send, group=group)
     return found

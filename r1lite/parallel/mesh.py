@@ -167,7 +167,7 @@ def finish_backward_(model: nn.Module, mesh: Mesh, clip: float = math.inf) -> Te
         cut.add_twins_(model, mesh.ends)
     shard.add_counts_(model, mesh.world)
     norm = _norm(model, mesh)
-    if norm > clip:
+    if clip < norm < math.inf:
         scale = clip / float(norm)
         for p in model.parameters():
             if p.grad is not None:

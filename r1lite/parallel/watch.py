@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from r1lite.errors import R1Error
+from r1lite.parallel.exchange import seconds_exchanging
 
 # What gloo and NCCL say when a partner does not answer or is gone.
 _TIMED_OUT = re.compile(r"timed? ?out", re.I)
@@ -37,7 +38,8 @@ class Watch:
     0.03 ms here: use it a few times a step, not a thousand.
 
     Attributes:
-        waited_s: seconds in watched blocks since `Watch()` or the last `lap`.
+        waited_s: seconds in watched blocks since `Watch()` or the last `lap`,
+            without the exchanges inside them.
     """
 
     def __init__(self) -> None:
@@ -45,7 +47,7 @@ class Watch:
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._store = dist.PrefixStore("r1lite-watch", _get_default_store())
         self._count = 0
-        self._began = time.perf_counter()
+        self._began, self._exchanged = time.perf_counter(), seconds_exchanging()
         self._note("at the start")
 
     @contextmanager
@@ -57,7 +59,7 @@ class Watch:
         """
         self._count += 1
         self._note(f"in {operation!r}")
-        began = time.perf_counter()
+        began, exchanged = time.perf_counter(), seconds_exchanging()
         try:
             yield
         except RuntimeError as e:
@@ -71,13 +73,18 @@ class Watch:
                 "happened there, then start again from the last checkpoint"
             ) from e
         self.waited_s += time.perf_counter() - began
+        self.waited_s -= seconds_exchanging() - exchanged
         self._note(f"after {operation!r}")
 
     def lap(self) -> float:
-        """Seconds of this rank's own work since the last lap, waiting left out."""
-        now = time.perf_counter()
-        own = now - self._began - self.waited_s
-        self._began, self.waited_s = now, 0.0
+        """Seconds of this rank's own work since the last lap, waiting left out.
+
+        Waiting is what watched blocks take, and the exchanges of expert parallelism
+        on a CPU. FSDP and pipelines wait for others inside of what counts as work.
+        """
+        now, exchanged = time.perf_counter(), seconds_exchanging()
+        own = now - self._began - self.waited_s - (exchanged - self._exchanged)
+        self._began, self._exchanged, self.waited_s = now, exchanged, 0.0
         return own
 
     def _note(self, where: str) -> None:

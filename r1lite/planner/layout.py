@@ -56,9 +56,12 @@ class Layout:
                 raise R1Error(f"{name}: {getattr(self, name)} is not above 0; give 1")
         if self.cut not in CUTS:
             raise R1Error(f"cut: {self.cut!r} is unknown; choose " + ", ".join(CUTS))
+        if self.gpus % self.pp:  # first: dp may be 0, and the others divide by it
+            raise R1Error(
+                f"pp: {self.pp} does not divide {self.gpus} GPUs; choose another pp"
+            )
         blocks = c.num_hidden_layers
         rules = [
-            (self.gpus % self.pp == 0, "pp", f"does not divide {self.gpus} GPUs"),
             (self.pp <= blocks, "pp", f"is more than the {blocks} layers"),
             (self.dp % self.ep == 0, "ep", f"does not divide dp = {self.dp}"),
             (

@@ -92,6 +92,8 @@ def rank_memory(
     for s in held:
         alive = min(parts.pp - s, layout.micro_batches / copies)
         layers = parts.stage_layers(c, s)
+        if s == parts.pp - 1 and c.num_nextn_predict_layers:
+            layers.append(c.num_hidden_layers)  # the MTP module's block
         numbers += alive * sum(layer_activations(c, i, policy) for i in layers)
     return RankMemory(
         weights=here * p.weight,

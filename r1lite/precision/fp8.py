@@ -70,13 +70,16 @@ def quantise(
 
     Returns:
         codes (rows, columns) float8_e4m3fn; scales (tiles down, tiles across)
-        float32, the tile's largest absolute value divided by 448.
+        float32, the tile's largest absolute value divided by 448; 1 where that
+        is 0.
     """
     tiles = _tiles(x.float(), tile)
     largest = tiles.abs().amax((1, 3))
-    scales = torch.where(largest > 0, largest / LARGEST, 1.0)
+    scales = largest / LARGEST
     if power_of_two:
         scales = scales.log2().ceil().exp2()
+    # Of zeros, and of numbers so small that the division gives 0.
+    scales = torch.where(scales > 0, scales, 1.0)
     codes = (tiles / scales[:, None, :, None]).clamp(-LARGEST, LARGEST).to(E4M3)
     return _untiled(codes, x.shape), scales
 

@@ -5,9 +5,11 @@ A stub that a reader has changed is left alone; `--force` writes it again.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+from r1lite.errors import R1Error
 from r1lite.workbook.exercise import (
     Exercise,
     Group,
@@ -38,17 +40,38 @@ def generate(folder: Path, force: bool = False) -> list[str]:
                 said.append(f"kept {name}: it was changed (--force writes it again)")
                 continue
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            _write(path, text)
             said.append(f"wrote {name}")
     return said
 
 
 def reset(folder: Path, group: Group, exercise: Exercise) -> None:
-    """Put one exercise's region of the reader's file back to its stub."""
+    """Put one exercise's region of the reader's file back to its stub.
+
+    Raises:
+        R1Error: the file cannot be read, or the exercise's heading is not in it.
+    """
     path = folder / f"{group.name}.py"
-    preamble, *own = regions(path.read_text(encoding="utf-8"))
-    parts = [exercise.stub if number_of(r) == exercise.number else r for r in own]
-    path.write_text("\n\n\n".join([preamble, *parts]) + "\n", encoding="utf-8")
+    try:
+        preamble, *own = regions(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise R1Error(
+            f"{path}: cannot be read ({error}); restore it from git"
+        ) from None
+    number = exercise.number
+    if number not in map(number_of, own):
+        raise R1Error(
+            f"{path}: the line '# %% {number} | …' is gone; put it back, then --reset"
+        )
+    parts = [exercise.stub if number_of(r) == number else r for r in own]
+    _write(path, "\n\n\n".join([preamble, *parts]) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: where the disk is full a reader's answers stay."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 if __name__ == "__main__":

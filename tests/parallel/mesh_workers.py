@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 from r1lite.errors import R1Error
 from r1lite.parallel import mesh as mesh_module
-from r1lite.parallel.mesh import make_mesh
+from r1lite.parallel.mesh import Mesh, finish_backward_, make_mesh
 
 
 def refused(call: Callable[[], object]) -> None:
@@ -39,6 +40,16 @@ def nobody_leaves_before_all_have_met() -> None:
     times: list[Any] = [None] * 4
     dist.all_gather_object(times, (met[0], time.time()))
     assert max(at for at, _ in times) <= min(left for _, left in times), times
+
+
+def an_infinite_norm_clips_nothing(mesh: Mesh) -> None:
+    """`inf * 0` would make the gradient NaN, and its cause hard to find."""
+    model = torch.nn.Linear(2, 1, bias=False)
+    for slope, kept in ((math.inf, 4.0), (math.nan, 4.0), (3.0, 0.8)):
+        model.weight.grad = torch.tensor([[slope, 1.0]])  # on each of four ranks
+        norm = finish_backward_(model, mesh, clip=math.sqrt(10) * 0.8)
+        assert math.isfinite(norm) == math.isfinite(slope), norm
+        assert abs(float(model.weight.grad[0, 1]) - kept) < 1e-6, model.weight.grad
 
 
 if __name__ == "__main__":
@@ -71,5 +82,6 @@ if __name__ == "__main__":
         refused(lambda sizes=sizes: make_mesh(**sizes))
     mesh = make_mesh(ep=2)
     refused(lambda: mesh.rows(torch.arange(6)))
+    an_infinite_norm_clips_nothing(mesh)
     nobody_leaves_before_all_have_met()
     dist.destroy_process_group()

@@ -21,3 +21,9 @@ def test_the_rank_that_stops_is_named(fate: str, words: str) -> None:
     assert re.search(line, found, re.MULTILINE), found
     for rank in (0, 1) if fate == "hangs" else ():
         assert f"rank {rank} saw the slow rank" in found
+
+
+def test_a_rank_is_slow_though_the_others_wait_in_an_all_to_all() -> None:
+    """The rows' way to the experts and back lies outside of watched blocks."""
+    found = torchrun("watch_workers.py", 2, "exchanges")
+    assert found.count("the slow rank was seen") == 2

@@ -13,6 +13,7 @@ from r1lite.cli import cli
 from r1lite.config import R1Config
 from r1lite.errors import R1Error
 from r1lite.model import R1Model
+from r1lite.planner.activations import layer_activations
 from r1lite.planner.hardware import KNOWN, hardware
 from r1lite.planner.layout import Layout
 from r1lite.planner.memory import (
@@ -71,6 +72,15 @@ def test_v3_fits_its_gpus_only_in_parallel() -> None:
         assert found.total < KNOWN["h800"].memory
 
 
+def test_the_last_stage_keeps_the_mtp_block_too() -> None:
+    """One more MoE block, of the one micro-batch that is alive there."""
+    without = V3.with_(num_nextn_predict_layers=0)
+    for stage, blocks in ((0, 0), (14, 0), (15, 1)):
+        with_, trunk = (rank_memory(c, V3_LAYOUT, stage) for c in (V3, without))
+        more = with_.activations - trunk.activations
+        assert more == blocks * 4096 * 2 * layer_activations(V3, 61, "v3")
+
+
 def test_exchange_by_hand() -> None:
     """Two ranks of one node, K = 2: half of two copies leaves the rank."""
     config = R1Config.preset("nano")
@@ -104,6 +114,7 @@ def test_v3s_cost_stands_beside_the_model() -> None:
     ("changes", "words"),
     [
         ({"pp": 15}, "pp: 15 does not divide 2048"),
+        ({"gpus": 8}, "pp: 16 does not divide 8 GPUs; choose another pp"),
         ({"pp": 128, "ep": 1}, "pp: 128 is more than the 61 layers"),
         ({"ep": 48}, "ep: 48 does not divide dp = 128"),
         ({"rows": 100}, "rows: 100 is no multiple"),

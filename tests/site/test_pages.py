@@ -47,9 +47,9 @@ def choose(scores: torch.Tensor) -> torch.Tensor:
 
 SITE = REPO / "chapters" / "site"
 sys.path.insert(0, str(SITE))  # as build.py and conf.py find them
-api_pages, exercise_pages, docstrings, figures, pages = map(
+api_pages, build, exercise_pages, docstrings, figures, pages = map(
     import_module,
-    ("api_pages", "exercise_pages", "docstrings", "figures", "pages"),
+    ("api_pages", "build", "exercise_pages", "docstrings", "figures", "pages"),
 )
 CHAPTERS = (
     Chapter(0, "Start", "", "00_start.ipynb", "written", ("r1lite.config",)),
@@ -137,6 +137,16 @@ def test_an_exercise_page_shows_everything_folded(tmp_path: Path) -> None:
     assert "a first hint over two lines" in folded
 
 
+def test_a_tag_in_a_hint_is_text(tmp_path: Path) -> None:
+    group = _group(tmp_path)
+    (tmp_path / "01_gating.py").write_text(
+        SOURCE.replace("# HINT: topk", "# HINT: <think> is text, `<think>` code")
+    )
+    group = parse_group(tmp_path / "01_gating.py")
+    page = exercise_pages.exercise_page(group, CHAPTERS[1], linked=True)
+    assert "&lt;think> is text, `<think>` code" in page
+
+
 def test_the_prose_of_an_exercise_is_text_and_not_code(tmp_path: Path) -> None:
     first, second = _group(tmp_path).exercises
     prose, stub, solution = exercise_pages.split(first)
@@ -191,6 +201,36 @@ def test_sources_that_are_gone_are_removed_and_equal_ones_kept(repo: Path) -> No
     pages.write_sources(repo, target, BOOK)
     assert not gone.exists()
     assert kept.stat().st_mtime_ns == time
+
+
+def test_a_build_takes_new_empty_and_own_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, default = tmp_path / "new", tmp_path / "_build"
+    monkeypatch.setattr(build, "DEFAULT", default)
+    build.claim(new)
+    (new / "site").mkdir()
+    build.claim(new)  # has the mark now
+    (default / "source").mkdir(parents=True)  # from before there was a mark
+    for name in ("doctrees", "jupyter_execute", "site"):  # what a build leaves
+        (default / name).mkdir()
+    build.claim(default)
+    (tmp_path / "empty").mkdir()
+    build.claim(tmp_path / "empty")
+
+
+def test_a_build_refuses_a_folder_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "DEFAULT", tmp_path / "_build")
+    for folder in ("exercises", "_build"):
+        _write(tmp_path, f"{folder}/source/a.py", "mine")
+        _write(tmp_path, f"{folder}/notes.txt", "mine")
+        with pytest.raises(SystemExit, match="name a new or an empty one"):
+            build.build(tmp_path / folder)
+        assert (tmp_path / folder / "source" / "a.py").read_text() == "mine"
+    with pytest.raises(SystemExit, match="name a new or an empty one"):
+        build.build(tmp_path / "exercises" / "notes.txt")
 
 
 def test_a_paragraph_of_fields_is_named() -> None:

@@ -87,6 +87,8 @@ def test_a_wrong_answer_names_the_mistake(folder: Path) -> None:
         ("return nonsense", ["NameError", "nonsense"]),
         ("raise SystemExit(0)", ["SystemExit"]),
         ("return x * float('nan')", ["found nan"]),
+        ("return torch.bincount(x)", ["NotImplementedError", "bincount", "(line "]),
+        ("return x.long().softmax(-1)", ["NotImplementedError", "softmax", "(line "]),
     ],
 )
 def test_every_accident_is_a_fail(folder: Path, body: str, words: list[str]) -> None:
@@ -100,6 +102,20 @@ def test_every_accident_is_a_fail(folder: Path, body: str, words: list[str]) -> 
 def test_a_todo_inside_own_code_is_still_todo(folder: Path) -> None:
     write_answer(folder, STUB_1_2, 'y = x\n    raise NotImplementedError("later")')
     assert states(folder, "1.2") == ["TODO"]
+
+
+def test_a_check_may_say_todo(folder: Path) -> None:
+    """With `given`, or by a raise of its own."""
+    check = folder / "checks" / "01_toy.py"
+    write_answer(folder, STUB_1_2, "return None")
+    own = "if found is None:\n        raise NotImplementedError"
+    for line in ("r1lite.book.expect.given(found)", own):
+        text = check.read_text()
+        head = "import r1lite.book.expect\n" if "given" in line else ""
+        place = "    found = mine.rms_forward(norm, x)\n"
+        check.write_text(head + text.replace(place, f"{place}    {line}\n"))
+        assert states(folder, "1.2") == ["TODO"]
+        check.write_text(text)
 
 
 def test_a_syntax_error_fails_what_was_touched(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from workbook.conftest import write_answer
 
 from r1lite.cli import cli
+from r1lite.errors import R1Error
 from r1lite.workbook import generate, practice, progress
 
 
@@ -65,6 +66,35 @@ def test_reset_touches_one_exercise_only(folder: Path) -> None:
     assert (folder / "01_toy.py").read_text() == changed
     said(practice.start_again, "1.1")
     assert (folder / "01_toy.py").read_text() == stub
+
+
+def test_reset_refuses_what_it_cannot_do(folder: Path) -> None:
+    write_answer(folder, "# %% 1.3 ", "# 1.3 ")
+    before = (folder / "01_toy.py").read_text()
+    with pytest.raises(R1Error, match=r"'# %% 1\.3 \| …' is gone; put it back"):
+        said(practice.start_again, "1.3")
+    assert (folder / "01_toy.py").read_text() == before
+    (folder / "01_toy.py").unlink()
+    with pytest.raises(R1Error, match=r"01_toy\.py: cannot be read"):
+        said(practice.start_again, "1.1")
+
+
+def test_a_full_disk_costs_no_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_answer(folder, "SIDES = None", "SIDES = 6")
+    before = (folder / "01_toy.py").read_text()
+
+    def half(path: Path, text: str, **how: str) -> None:
+        path.write_bytes(text.encode()[:9])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="no space"):
+        said(practice.start_again, "1.3")
+    with pytest.raises(OSError, match="no space"):
+        generate.generate(folder, force=True)
+    assert (folder / "01_toy.py").read_text() == before
 
 
 def test_watch_checks_again_when_a_file_is_saved(folder: Path) -> None:
