@@ -22,7 +22,8 @@ def head_loss(
     holds them: a kernel that never has all of them can take its place.
 
     Args:
-        hidden: (tokens, hidden), after the final norm; targets: (tokens,) int64.
+        hidden: (tokens, hidden), after the final norm; targets: (tokens,) int64,
+            all in the vocabulary: a kernel knows no index to ignore.
         reduction: "mean", "sum" or "none".
 
     Returns:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from r1lite.errors import R1Error
 from r1lite.kernels import attention_kernels as kernels
-from r1lite.kernels.choose import Tile, chip_of, power_of_two, triton, use_triton
+from r1lite.kernels.choose import Tile, power_of_two, tile_for, triton, use_triton
 
 # Tiles of queries x keys: what heads of 192 + 128 leave room for in the registers,
 # and rows enough for the chip's widest instruction (results/kernels/compile.md).
@@ -80,7 +80,7 @@ def attention(
     q, k, v = (_close(x) for x in (q, k, v))
     if longest is None:
         longest = int((starts[1:] - starts[:-1]).max()) if len(starts) > 1 else 0
-    return _attention(q, k, v, starts, longest, scale, causal)[0]
+    return _attention(q, k, v, starts.contiguous(), longest, scale, causal)[0]
 
 
 def _close(x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def _attention(
     tokens, heads, width = q.shape
     o = q.new_empty(tokens, heads, v.shape[2])
     lse = q.new_empty(heads, tokens, dtype=torch.float32)
-    tile = FORWARD[chip_of(q)]
+    tile = tile_for(FORWARD, q)
     grid = triton.cdiv(longest, tile.m), heads, len(starts) - 1
     if all(grid):
         kernels.forward[grid](
@@ -181,7 +181,7 @@ def _attention_backward(
     delta = (do.float() * o.float()).sum(-1).T.contiguous()
     documents = len(starts) - 1
     given = (q, k, v, do, lse, delta)
-    tile = BACK_KEYS[chip_of(q)]
+    tile = tile_for(BACK_KEYS, q)
     grid = triton.cdiv(longest, tile.n), k.shape[1], documents
     if all(grid):
         kernels.backward_keys[grid](
@@ -191,7 +191,7 @@ def _attention_backward(
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
-        tile = BACK_QUERIES[chip_of(q)]
+        tile = tile_for(BACK_QUERIES, q)
         grid = triton.cdiv(longest, tile.m), heads, documents
         kernels.backward_queries[grid](
             *(*given, dq, starts, scale, group, tokens),

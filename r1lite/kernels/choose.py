@@ -35,8 +35,22 @@ class Tile(NamedTuple):
 
 
 def jit(function: Callable[..., None]) -> Any:
-    """`triton.jit`; without Triton the function stays what it is, never called."""
-    return triton.jit(function) if triton is not None else function
+    """`triton.jit`, whose launches go to the GPU of their first argument.
+
+    Triton's own go to the current one, which need not hold the tensors. Without
+    Triton the function stays what it is, never called.
+    """
+    if triton is None:
+        return function
+    kernel = triton.jit(function)
+    launch = kernel.run
+
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.cuda.device_of(x):
+            return launch(x, *args, **kwargs)
+
+    kernel.run = run
+    return kernel
 
 
 def use_triton(x: Tensor) -> bool:
@@ -70,7 +84,8 @@ def interpreted() -> bool:
 def chip_of(x: Tensor) -> str:
     """The chip whose tiles fit x's device: sm_80, sm_90, sm_100 or gfx942.
 
-    sm_80 has the smallest of NVIDIA's and stands for every unknown one.
+    sm_80 stands for every unknown one: its tiles fit in the 99 KiB of shared memory
+    that NVIDIA's smaller chips have (sm_86, sm_89, sm_120).
     """
     if not x.is_cuda:
         return "sm_80"
@@ -78,6 +93,18 @@ def chip_of(x: Tensor) -> str:
         return "gfx942"
     major, _ = torch.cuda.get_device_capability(x.device)
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+def tile_for(tiles: dict[str, Tile], x: Tensor) -> Tile:
+    """The tile of x's chip, for float32 half as high and half as wide, at least 16.
+
+    Twice as large, V3's widths would fit neither in the shared memory of the smaller
+    chips nor in the registers.
+    """
+    tile = tiles[chip_of(x)]
+    if x.dtype != torch.float32:
+        return tile
+    return tile._replace(m=max(16, tile.m // 2), n=max(16, tile.n // 2))
 
 
 def power_of_two(n: int) -> int:

@@ -57,8 +57,10 @@ def _quantise(
     tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
     at = tile[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
     v = tl.load(x + row * stride + at, mask=at < n, other=0.0).to(tl.float32)
-    largest = tl.max(tl.abs(v), 1)
-    scale = tl.where(largest > 0.0, tl.div_rn(largest, 448.0), 1.0)
+    scale = tl.div_rn(tl.max(tl.abs(v), 1), 448.0)
+    # Maxima pass over NaN on a GPU. Such a tile gets 1, as one of zeros does.
+    numbers = tl.max((v != v).to(tl.int32), 1) == 0
+    scale = tl.where(numbers & (scale > 0.0), scale, 1.0)
     if POWER:  # up to the next power of two: only the exponent is left
         bits = scale.to(tl.int32, bitcast=True)
         scale = ((bits + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)

@@ -185,5 +185,5 @@ def grouped_mm(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     if not use_triton(rows):
         return grouped_reference(rows, weight, counts)
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    result: Tensor = _grouped_mm(rows, weight, counts)
+    result: Tensor = _grouped_mm(rows, weight, counts.contiguous())
     return result

@@ -43,12 +43,14 @@ def _normaliser(z, targets, logp, lse, stride, n, scale, SIZE: tl.constexpr):
         v = tl.load(z + row * stride + at, mask=at < n, other=float("-inf"))
         v = v.to(tl.float32) * scale
         higher = tl.maximum(top, tl.max(v, 0))
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(v - higher), 0)
+        base = tl.where(higher > float("-inf"), higher, 0.0)  # all were -inf
+        total = total * tl.exp(top - base) + tl.sum(tl.exp(v - base), 0)
         top = higher
     level = top + tl.log(total)
     target = tl.load(targets + row)
-    picked = tl.load(z + row * stride + target).to(tl.float32) * scale
-    tl.store(logp + row, picked - level)
+    known = (target >= 0) & (target < n)
+    picked = tl.load(z + row * stride + target, mask=known, other=float("nan"))
+    tl.store(logp + row, picked.to(tl.float32) * scale - level)
     tl.store(lse + row, level)
 
 
@@ -147,7 +149,7 @@ def token_logprobs(
         hidden: (tokens, n); weight: (vocab, n), the head's; targets: (tokens,) int64.
 
     Returns:
-        (tokens,) float32.
+        (tokens,) float32. A kernel gives NaN for a target outside the vocabulary.
 
     Raises:
         R1Error: shapes that do not fit, or a temperature that is not above 0.
@@ -162,5 +164,5 @@ def token_logprobs(
         raise R1Error(f"temperature: {temperature} divides nothing; give above 0")
     if not use_triton(hidden):
         return token_logprobs_reference(hidden, weight, targets, temperature)
-    hidden, weight = hidden.contiguous(), weight.contiguous()
+    hidden, weight, targets = (t.contiguous() for t in (hidden, weight, targets))
     return _token_logprobs(hidden, weight, targets, temperature)[0]

@@ -23,9 +23,9 @@ from r1lite.errors import R1Error
 from r1lite.kernels.attention import tiles
 from r1lite.kernels.choose import (
     Tile,
-    chip_of,
     jit,
     power_of_two,
+    tile_for,
     tl,
     triton,
     use_triton,
@@ -180,7 +180,7 @@ def shape_of(rank: int, rope: int, tile: Tile) -> dict[str, int]:
 
 def parts_for(query: Tensor, capacity: int) -> int:
     """Parts that give every multiprocessor a program, none below `LEAST` tokens."""
-    tile = TILES[chip_of(query)]
+    tile = tile_for(TILES, query)
     programs = max(1, len(query) * triton.cdiv(query.shape[1], tile.m))
     units = 8
     if query.is_cuda:
@@ -202,7 +202,7 @@ def _mla_decode(
     out = query.new_empty(batch, heads, rank)
     if not out.numel():
         return out
-    tile = TILES[chip_of(query)]
+    tile = tile_for(TILES, query)
     part = query.new_empty(batch, heads, splits, rank, dtype=torch.float32)
     lse = query.new_empty(batch, heads, splits, dtype=torch.float32)
     _part[triton.cdiv(heads, tile.m), batch, splits](

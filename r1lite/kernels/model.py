@@ -90,7 +90,8 @@ def _packed(
     def dense() -> Any:
         return plain(seq, kv, attention_mask, document_ids, like)
 
-    if document_ids is None or attention_mask is not None or seq != kv:
+    # A single token may be a cache's first, whose attention takes no edges.
+    if document_ids is None or attention_mask is not None or seq != kv or seq == 1:
         mask: Tensor | None = dense()
         return mask
     new = _changes(document_ids)
@@ -155,11 +156,16 @@ def _experts(
     return grouped_mm(swiglu(gate, up), down, counts)
 
 
+def _heard(module: nn.Module) -> bool:
+    """Does someone listen? Hooks run only when the module itself is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _route(plain: Operation, layer: MoE, x: Tensor) -> Routing:
     """A router that someone listens to, or chooses for, is asked itself."""
     gate = layer.gate
     own = getattr(gate.choose, "__module__", None) == Router.__module__
-    if type(gate) is not Router or not own or gate._forward_hooks:
+    if type(gate) is not Router or not own or _heard(gate):
         routing: Routing = plain(layer, x)
         return routing
     logits = F.linear(x.reshape(-1, x.shape[-1]).float(), gate.weight.float())
@@ -187,7 +193,8 @@ def _dispatch(
     place = torch.empty_like(order)
     place[order] = torch.arange(order.numel(), device=order.device)
     rows = experts(permute(x, order, place, top_k), routing.counts)
-    return unpermute(rows, place, routing.weights)
+    # Under autocast the rows have its type.
+    return unpermute(rows, place, routing.weights).to(x.dtype)
 
 
 def _loss(
@@ -199,7 +206,7 @@ def _loss(
     temperature: float = 1.0,
 ) -> Tensor:
     """Logits are never held together; a head that FSDP cut or LoRA grew is called."""
-    if type(head) is not nn.Linear or head.bias is not None:
+    if type(head) is not nn.Linear or head.bias is not None or _heard(head):
         loss: Tensor = plain(hidden, head, targets, reduction, temperature)
         return loss
     hidden, weight = _lowered(hidden, head.weight)

@@ -110,4 +110,4 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm_reference(x, weight, eps)
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    return _rms_norm(rows, weight, eps)[0].view(x.shape)
+    return _rms_norm(rows, weight.contiguous(), eps)[0].view(x.shape)

@@ -166,7 +166,7 @@ def permute(x: Tensor, order: Tensor, place: Tensor, top_k: int) -> Tensor:
     if not use_triton(x):
         return permute_reference(x, order, top_k)
     x = x if x.stride(-1) == 1 else x.contiguous()
-    result: Tensor = _permute(x, order, place, top_k)
+    result: Tensor = _permute(x, order.contiguous(), place.contiguous(), top_k)
     return result
 
 
@@ -182,5 +182,6 @@ def unpermute(done: Tensor, place: Tensor, weights: Tensor) -> Tensor:
     """
     if not use_triton(done):
         return unpermute_reference(done, place, weights)
-    result: Tensor = _unpermute(done.contiguous(), place, weights.contiguous())
+    given = (t.contiguous() for t in (done, place, weights))
+    result: Tensor = _unpermute(*given)
     return result

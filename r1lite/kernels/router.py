@@ -263,5 +263,6 @@ def route(
         reference = logits, bias, top_k, groups, keep, softmax, normalize, scaling
         return route_reference(*reference)
     logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    bias = None if bias is None else bias.contiguous()
     given = logits, bias, top_k, groups, keep, softmax, normalize, scaling
     return Routing(*_op(*given))

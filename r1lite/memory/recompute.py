@@ -32,6 +32,8 @@ PRODUCTS = (
     "bmm",
     "baddbmm",
     "_grouped_mm",
+    "grouped_mm",  # this and `attention`: the kernels' own (r1lite.kernels)
+    "attention",
     "_scaled_dot_product_attention_math",
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",

@@ -80,7 +80,8 @@ def test_any_shape(
 def test_the_tiles_of_other_chips(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for table in (module.FORWARD, module.BACK_KEYS, module.BACK_QUERIES):
         monkeypatch.setitem(table, "sm_80", table[chip])
-    test_it_equals_the_reference(CASES[1], torch.float32)
+    for dtype in (torch.float32, torch.float16):
+        test_it_equals_the_reference(CASES[1], dtype)
 
 
 def test_documents_do_not_see_each_other() -> None:

@@ -59,6 +59,41 @@ def test_what_the_table_promises() -> None:
             assert wanted[chip] in matrix, (name, chip, matrix)
 
 
+SMALL = """
+from dataclasses import replace
+import torch
+from r1lite.kernels import attention, build, cases, choose, mla_decode
+
+tiles = {"attention": attention.FORWARD, "attention, dk dv": attention.BACK_KEYS,
+         "attention, dq": attention.BACK_QUERIES, "mla_decode, parts": mla_decode.TILES}
+for chip, room in ((build.CHIPS[0], 99 * 1024), (build.CHIPS[3], 64 * 1024)):
+    choose.chip_of = lambda x: chip.name
+    for case in cases.cases(chip.name):
+        if case.name in tiles:
+            tile = choose.tile_for(tiles[case.name], torch.empty(0))
+            wide = {k: v.replace("bf16", "fp32") for k, v in case.types.items()}
+            sizes = case.constants | {"M": tile.m, "N": tile.n}
+            built = build.build(replace(case, types=wide, constants=sizes), chip)
+            print(built.shared <= room, chip.name, case.name, built.shared)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_float32_fits_in_the_smallest_shared_memory(tmp_path: Path) -> None:
+    """V3's widths on sm_86, sm_89 and sm_120, and on gfx942."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL],
+        env={**env, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout.splitlines()
+    assert len(said) == 8
+    assert [line for line in said if not line.startswith("True")] == []
+
+
 def launches() -> set[str]:
     """Every kernel that some line of r1lite.kernels starts: `kernel[grid](...)`."""
     found = set()

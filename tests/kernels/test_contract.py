@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,57 @@ def empties() -> dict[str, Callable[[], Tensor]]:
 @pytest.mark.parametrize("name", list(empties()))
 def test_no_row_at_all(name: str) -> None:
     assert empties()[name]().numel() == 0
+
+
+def test_a_kernel_starts_on_the_device_of_its_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Tensor] = []
+
+    def device_of(x: Tensor) -> nullcontext[None]:
+        asked.append(x)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    x = torch.randn(3, 8)
+    rms_norm(x, torch.ones(8), 1e-6)
+    assert [t.data_ptr() for t in asked] == [x.data_ptr()]
+
+
+def apart(x: Tensor) -> Tensor:
+    """The same numbers, each beside one of another."""
+    return torch.stack((x, x.flip(0)), -1)[:, 0]
+
+
+def strided(lay: Callable[[Tensor], Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """Every flat argument that a kernel reads by its place in memory."""
+    torch.manual_seed(0)
+    x, w, bias = torch.randn(6, 16), torch.randn(3, 5, 16), torch.randn(16)
+    order = torch.tensor([4, 0, 3, 5, 1, 2])
+    place, given, counts = order.argsort(), torch.rand(3, 2), torch.tensor([1, 3, 2])
+    heads, starts = x[:, None], torch.tensor([0, 2, 6])
+
+    def back() -> Tensor:
+        leaf = x[:3].clone().requires_grad_()
+        (permute(leaf, order, lay(place), 2) * x).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    return {
+        "rms_norm": lambda: rms_norm(x, lay(bias), 1e-6),
+        "attention": lambda: attention(heads, heads, heads, lay(starts), 1.0),
+        "token_logprobs": lambda: token_logprobs(x, x, lay(order)),
+        "router": lambda: route(x, lay(bias), 2, 4, 2).weights,
+        "permute": lambda: permute(x[:3], lay(order), place, 2),
+        "permute, backward": back,
+        "unpermute": lambda: unpermute(x, lay(place), given),
+        "grouped_mm": lambda: grouped_mm(x, w, lay(counts)),
+    }
+
+
+@pytest.mark.parametrize("name", list(strided(apart)))
+def test_numbers_that_lie_apart(name: str) -> None:
+    assert torch.equal(strided(apart)[name](), strided(torch.clone)[name]())
 
 
 FAR = '''

@@ -78,6 +78,19 @@ def test_a_tile_of_zeros_and_a_number_that_is_none() -> None:
     assert not restored.flatten()[:-1].any()
 
 
+@pytest.mark.parametrize("power", [False, True])
+def test_no_number_among_numbers(power: bool) -> None:
+    """Its tile has the scale 1, the next tile its own."""
+    x = torch.randn(3, 256) * 1e3
+    x[0, 5] = x[1, 200] = float("nan")
+    x[2, :128] = 1e-45  # divided by 448 it is 0
+    codes, scales = act_quant(x, power)
+    wanted, wanted_scales = quantise(x, (1, 128), power)
+    assert torch.equal(codes.view(torch.uint8), wanted.view(torch.uint8))
+    assert torch.equal(scales, wanted_scales)
+    assert (scales == 1).tolist() == [[True, False], [False, True], [True, False]]
+
+
 def test_rows_of_a_wider_tensor() -> None:
     wide = torch.randn(4, 400)
     codes, scales = act_quant(wide[:, 70:270])

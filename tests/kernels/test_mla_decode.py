@@ -87,16 +87,17 @@ def test_any_shape(
         torch.testing.assert_close(result.double(), wanted, atol=tol, rtol=tol)
 
 
+@pytest.mark.parametrize("dtype", list(TOL))
 @pytest.mark.parametrize("tile", sorted(set(module.TILES.values())))
 def test_the_sizes_of_v3(
-    tile: Tile, monkeypatch: pytest.MonkeyPatch, kernels_on: None
+    tile: Tile, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, kernels_on: None
 ) -> None:
     """576 / 512, more heads than a tile has, with every chip's tile."""
     monkeypatch.setitem(module.TILES, "sm_80", tile)
-    given_, latents = paged([70, 3], 66, 576, 16)
+    given_, latents = paged([70, 3], 66, 576, 16, dtype)
     found = mla_decode(*given_, 512, 192**-0.5, 2)
     wanted = exact(given_[0], latents, 512, 192**-0.5)
-    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.double(), wanted, atol=TOL[dtype], rtol=TOL[dtype])
 
 
 @pytest.mark.usefixtures("kernels_on")

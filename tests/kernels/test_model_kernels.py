@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 import r1lite.hot as hot_module
+from r1lite.attention.cache import LatentCache
 from r1lite.attention.mask import additive_mask
 from r1lite.config import R1Config
 from r1lite.data.packing import Rows
 from r1lite.generation import Sampling, sample
+from r1lite.kernels import attention_kernels, grouped
 from r1lite.kernels import model as use
 from r1lite.loss import head_loss
 from r1lite.memory.recompute import checkpoint_blocks_
 from r1lite.model import R1Model
+from r1lite.moe.dispatch import dispatch_local
+from r1lite.moe.layer import MoE
 from r1lite.precision.amp import autocast, mixed_precision_
 from r1lite.training.loop import Run
 from r1lite.training.metrics import MetricsLog, read
@@ -170,6 +174,20 @@ def _mask_of(ids: Tensor, given: dict[str, Tensor]) -> Any:
     return additive_mask(8, 8, *where, torch.zeros(1))
 
 
+def test_a_prompt_of_one_token_with_documents_and_a_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, ids, one = tiny().eval(), torch.tensor([[7]]), torch.tensor([[0]])
+
+    def first() -> Tensor:
+        cache = LatentCache(TINY, 1, 4)
+        return model(ids, document_ids=one, cache=cache).logits
+
+    wanted = first()
+    switch(monkeypatch, "triton")
+    torch.testing.assert_close(first(), wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_dropout_falls_back_with_the_documents_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -206,6 +224,42 @@ def test_a_head_of_another_kind_is_called(
     wanted = head_loss(hidden, head, targets)
     switch(monkeypatch, "triton")
     assert torch.equal(head_loss(hidden, head, targets), wanted)
+
+
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook"])
+def test_a_head_that_someone_listens_to_is_called(
+    hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, hidden = nn.Linear(8, 20, bias=False), torch.randn(5, 8)
+    heard: list[int] = []
+    getattr(head, f"register_{hook}")(lambda *given: heard.append(1))
+    switch(monkeypatch, "triton")
+    head_loss(hidden, head, torch.randint(20, (5,)))
+    assert heard == [1]
+
+
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook"])
+def test_a_router_that_someone_listens_to_is_called(
+    hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = MoE(TINY)
+    heard: list[int] = []
+    getattr(layer.gate, f"register_{hook}")(lambda *given: heard.append(1))
+    switch(monkeypatch, "triton")
+    layer(torch.randn(1, 3, 16))
+    assert heard == [1]
+
+
+def test_experts_under_autocast_give_back_the_type_they_got(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = MoE(TINY)
+    mixed_precision_(layer)
+    x = torch.randn(5, 16)
+    switch(monkeypatch, "triton")
+    with autocast("cpu", torch.float16):
+        routing = layer.route(x)
+        assert dispatch_local(x, routing, layer.experts).dtype == torch.float32
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -246,30 +300,34 @@ def test_recomputation_and_autocast(
         torch.testing.assert_close(mine, theirs, atol=tol, rtol=tol)
 
 
-def test_selective_recomputation_keeps_what_the_kernels_multiplied(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from r1lite.kernels import attention, grouped
+class Launched:
+    """A kernel that counts how often it starts."""
 
-    calls: Counter[str] = Counter()
-    for module, name in ((attention, "attention"), (grouped, "grouped_mm")):
-        monkeypatch.setattr(module, f"_{name}", _spy(module, f"_{name}", calls))
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.times = kernel, 0
+
+    def __getitem__(self, grid: Any) -> Any:
+        self.times += 1
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize(
+    ("policy", "attentions", "products"),
+    [("none", 2, 4), ("selective", 2, 4), ("block", 4, 6)],
+)
+def test_selective_recomputation_keeps_what_the_kernels_multiplied(
+    policy: str, attentions: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention of two layers; two products of one MoE layer, and two backward."""
+    forward = Launched(attention_kernels.forward)
+    product = Launched(grouped._product)
+    monkeypatch.setattr(attention_kernels, "forward", forward)
+    monkeypatch.setattr(grouped, "_product", product)
     switch(monkeypatch, "triton")
     model = tiny().train()
-    checkpoint_blocks_(model, "selective")
+    checkpoint_blocks_(model, policy)
     model(torch.randint(60, (1, 6))).logits.sum().backward()
-    # Attention of two layers; two products of the one MoE layer.
-    assert calls == {"_attention": 4, "_grouped_mm": 4}
-
-
-def _spy(module: Any, name: str, calls: Counter[str]) -> Any:
-    real = getattr(module, name)
-
-    def call(*args: Any) -> Any:
-        calls[name] += 1
-        return real(*args)
-
-    return call
+    assert (forward.times, product.times) == (attentions, products)
 
 
 COMPILED = """

@@ -88,6 +88,20 @@ def test_slices_of_rows_and_of_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(mine, theirs, atol=5e-5, rtol=5e-5)
 
 
+def test_a_token_outside_the_vocabulary_has_no_probability() -> None:
+    h, w = torch.randn(4, 8), torch.randn(12, 8)
+    found = token_logprobs(h, w, torch.tensor([3, -1, 12, 11]))
+    assert found.isnan().tolist() == [False, True, True, False]
+
+
+def test_a_first_block_that_is_impossible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "BLOCK", 32)
+    h, w, targets = torch.ones(2, 1), torch.randn(100, 1), torch.tensor([50, 3])
+    w[:40] = float("-inf")
+    wanted = token_logprobs_reference(h, w, targets)
+    torch.testing.assert_close(token_logprobs(h, w, targets), wanted)
+
+
 def test_the_ops_are_well_formed() -> None:
     h, w = torch.randn(5, 8, requires_grad=True), torch.randn(12, 8, requires_grad=True)
     torch.library.opcheck(_token_logprobs, (h, w, torch.randint(12, (5,)), 0.7))
