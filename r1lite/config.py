@@ -7,6 +7,7 @@ Source: DeepSeek-V3, arXiv 2412.19437, section 4.2, and the released configs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -62,7 +63,8 @@ class R1Config:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        _check_kinds(self)
+        _check_ranges(self)
         _check_choices(self)
         _check_experts(self)
 
@@ -113,11 +115,23 @@ def _reject_unknown(values: dict[str, Any]) -> None:
             )
 
 
-def _check_positive(c: R1Config) -> None:
+def _check_kinds(c: R1Config) -> None:
     for f in fields(c):
         value = getattr(c, f.name)
-        if f.type == "int" and (not isinstance(value, int) or isinstance(value, bool)):
-            raise R1Error(f"model.{f.name}: {value!r} is not a whole number; give one")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        found = f"model.{f.name}: {value!r}"
+        if f.type == "int" and not whole:
+            raise R1Error(f"{found} is not a whole number; give one")
+        if f.type == "int | None" and not whole and value is not None:
+            raise R1Error(f"{found} is not a whole number; give one, or none")
+        if f.type == "bool" and not isinstance(value, bool):
+            raise R1Error(f"{found} is neither true nor false; give one of them")
+        number = whole or (isinstance(value, float) and math.isfinite(value))
+        if f.type == "float" and not number:
+            raise R1Error(f"{found} is not a finite number; give one")
+
+
+def _check_ranges(c: R1Config) -> None:
     may_be_zero = {
         "num_nextn_predict_layers",
         "n_shared_experts",
@@ -136,13 +150,29 @@ def _check_positive(c: R1Config) -> None:
             f"model.qk_rope_head_dim: {c.qk_rope_head_dim} is odd, RoPE turns "
             "pairs; give an even number"
         )
-    if c.pad_token_id is not None and not 0 <= c.pad_token_id < c.vocab_size:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(c, name)
+        if token is not None and not 0 <= token < c.vocab_size:
+            raise R1Error(
+                f"model.{name}: {token} is no token of a vocabulary of "
+                f"{c.vocab_size}; give one, or none"
+            )
+    if c.q_lora_rank is not None and c.q_lora_rank < 1:
         raise R1Error(
-            f"model.pad_token_id: {c.pad_token_id} is no token of a vocabulary of "
-            f"{c.vocab_size}; give one, or none"
+            f"model.q_lora_rank: {c.q_lora_rank} is too small; give at least 1, or "
+            "none to leave queries whole"
         )
-    if c.initializer_range <= 0:
-        raise R1Error("model.initializer_range: must be above 0; V3 used 0.006")
+    limits = {"rms_norm_eps": 0, "initializer_range": 0, "rope_theta": 1}
+    for name, above in limits.items():
+        if getattr(c, name) <= above:
+            raise R1Error(
+                f"model.{name}: {getattr(c, name)} is too small; give more than {above}"
+            )
+    if not 0 <= c.attention_dropout < 1:
+        raise R1Error(
+            f"model.attention_dropout: {c.attention_dropout} is no share to drop; "
+            "give 0 or more, below 1"
+        )
 
 
 def _check_choices(c: R1Config) -> None:

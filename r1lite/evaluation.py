@@ -17,6 +17,7 @@ from r1lite.generation import Sampling
 from r1lite.model import R1Model
 from r1lite.settings import Section
 from r1lite.tasks import Problem, problems
+from r1lite.tasks.families import family_level
 from r1lite.training.rollout import Rollout, rollouts
 
 BATCH = 512  # rows sampled at once: fewer waste Python time, more waste memory
@@ -65,8 +66,8 @@ def problem_set(
     """`count` unique problems of every level, the same for every policy."""
     found: list[Problem] = []
     for name in config.levels:
-        family, level = name.split("/")
-        found += problems(family, int(level), split, count, seed)
+        _, level = family_level(name)
+        found += problems(name.partition("/")[0], level, split, count, seed)
     return found
 
 

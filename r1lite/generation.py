@@ -17,6 +17,7 @@ from torch import Tensor
 from r1lite.errors import R1Error
 from r1lite.model import R1Model
 
+LEAST = 1e-6  # of a temperature or top-p above 0: less is no number in float32
 SHRINK = 0.8  # compact the batch once fewer than this share of its rows live
 
 
@@ -86,7 +87,8 @@ def filter_logits(logits: Tensor, how: Sampling) -> Tensor:
     if how.top_p < 1:
         ordered, index = logits.sort(dim=-1, descending=True, stable=True)
         p = ordered.softmax(-1)
-        cut = p.cumsum(-1) - p >= how.top_p  # the token that crosses p stays
+        # The token that crosses top-p stays.
+        cut = p.cumsum(-1) - p >= max(how.top_p, LEAST)
         logits = logits.masked_fill(cut.scatter(-1, index, cut), -torch.inf)
     if how.min_p:
         p = logits.softmax(-1)
@@ -105,7 +107,7 @@ def choose(logits: Tensor, how: Sampling, uniform: Tensor) -> tuple[Tensor, Tens
         token = logits.argmax(-1)
         logp = logits.log_softmax(-1)
         return token, logp.gather(-1, token[:, None])[:, 0]
-    logp = (logits.float() / how.temperature).log_softmax(-1)
+    logp = (logits.float() / max(how.temperature, LEAST)).log_softmax(-1)
     kept = filter_logits(logp, how).softmax(-1) if how.filtered else logp.exp()
     total = kept.cumsum(-1)
     # Scaling by the last sum keeps rounding from pointing past the last token.
@@ -125,7 +127,8 @@ def _check(model: R1Model, prompts: Sequence[Sequence[int]], how: Sampling) -> N
             f"prompt: {longest} tokens and {how.max_new_tokens} new ones exceed the "
             f"context of {limit}; shorten the prompt or lower max_new_tokens"
         )
-    if max(max(p) for p in prompts) >= model.config.vocab_size:
+    vocabulary = range(model.config.vocab_size)
+    if not all(min(p) in vocabulary and max(p) in vocabulary for p in prompts):
         raise R1Error(
             "prompt: holds a token id outside the vocabulary; use the model's tokenizer"
         )
@@ -140,7 +143,8 @@ def sample(
     The n samples of a prompt share one prefill.
 
     Raises:
-        R1Error: empty prompt, or prompt and new tokens exceed the context.
+        R1Error: empty prompt, an id outside the vocabulary, or prompt and new
+            tokens exceed the context.
     """
     _check(model, prompts, how)
     batch = _Batch(model, prompts, how, n)

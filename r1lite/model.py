@@ -109,7 +109,8 @@ class R1Model(nn.Module):
             cache: continues where it stands, and is extended.
 
         Raises:
-            R1Error: a shape or an id does not fit, or the cache is full.
+            R1Error: a shape does not fit, the cache is full, or, found on a CPU
+                only, an id is outside the vocabulary.
         """
         h = self.hidden(
             input_ids,
@@ -131,11 +132,17 @@ class R1Model(nn.Module):
     ) -> Tensor:
         """The final-norm states (batch, seq, hidden); see `forward`."""
         past = 0 if cache is None else cache.length
-        check_inputs(input_ids, attention_mask, document_ids, past)
+        check_inputs(input_ids, attention_mask, document_ids, past, position_ids)
         seq = input_ids.shape[1]
         if position_ids is None:
             position_ids = positions_of(input_ids, attention_mask, past)
-        x = self.embed_tokens(input_ids)
+        try:
+            x = self.embed_tokens(input_ids)
+        except IndexError as e:
+            raise R1Error(
+                "input_ids: holds an id outside the vocabulary of "
+                f"{self.config.vocab_size}; use the model's tokenizer"
+            ) from e
         turn = self.rope(position_ids, x.dtype)
         mask = additive_mask(seq, past + seq, attention_mask, document_ids, x)
         for layer in self.layers:

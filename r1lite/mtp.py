@@ -51,11 +51,13 @@ def mtp_targets(
     input_ids: Tensor,
     document_ids: Tensor | None = None,
     target_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What each state predicts two tokens on, and whether that counts.
 
-    A position counts when tokens i, i+1 and i+2 belong to one document and
-    `target_mask` (batch, seq) marks token i+2 as trained on.
+    A position counts when tokens i, i+1 and i+2 belong to one document, none of
+    them is padding by `attention_mask` (batch, seq), and `target_mask` (batch, seq)
+    marks token i+2 as trained on.
 
     Returns:
         targets and valid, both (batch, seq - 2).
@@ -69,6 +71,9 @@ def mtp_targets(
             document_ids[:, 2:],
         )
         valid = (first == second) & (second == third)
+    if attention_mask is not None:
+        real = attention_mask.bool()
+        valid = valid & real[:, :-2] & real[:, 1:-1] & real[:, 2:]
     if target_mask is not None:
         valid = valid & target_mask[:, 2:].bool()
     return targets, valid
@@ -89,6 +94,8 @@ def mtp_loss(
     Args:
         hidden: (batch, seq, hidden), the trunk's output for these ids; its
             gradient flows back into the trunk.
+        attention_mask: (batch, seq), True where a token is real; padding is not
+            predicted, and nothing is predicted from it.
         target_mask: (batch, seq), True where a token is trained on.
 
     Raises:
@@ -106,8 +113,8 @@ def mtp_loss(
         attention_mask=attention_mask,
         document_ids=document_ids,
     )[:, :-1]
-    targets, valid = mtp_targets(input_ids, document_ids, target_mask)
-    if document_ids is None and target_mask is None:
+    targets, valid = mtp_targets(input_ids, document_ids, target_mask, attention_mask)
+    if document_ids is None and target_mask is None and attention_mask is None:
         return head_loss(states.flatten(0, 1), model.lm_head, targets.flatten())
     # The head runs only where it counts.
     total = head_loss(states[valid], model.lm_head, targets[valid], "sum")

@@ -19,6 +19,7 @@ from r1lite.evaluation import EvalConfig
 from r1lite.settings import Section, parse
 from r1lite.tasks import stream
 from r1lite.tasks.demonstrations import DemoConfig
+from r1lite.tasks.families import family_level
 from r1lite.training.compute import ComputeConfig, ParallelConfig
 from r1lite.training.distill import DistillConfig
 from r1lite.training.grpo import GRPOConfig
@@ -158,6 +159,33 @@ class Recipe(Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
+# A temperature or a clip of 0 would leave nothing to learn, without an error.
+LEAST = {
+    "pretrain.optim.clip": 1e-6,
+    "sft.tokens": 1,
+    "sft.optim.clip": 1e-6,
+    "grpo.questions": 1,
+    "grpo.group_size": 2,  # one alone cannot be compared
+    "grpo.minibatches": 1,
+    "grpo.temperature": 1e-6,
+    "grpo.optim.clip": 1e-6,
+    "controls.expert.questions": 1,
+    "controls.expert.group_size": 1,
+    "controls.expert.temperature": 1e-6,
+    "evaluation.problems": 1,
+    "evaluation.validation_problems": 1,
+}
+LEAST_R1 = {
+    "r1.second.questions": 1,
+    "r1.second.group_size": 2,
+    "r1.second.minibatches": 1,
+    "r1.second.temperature": 1e-6,
+    "r1.rejection.tokens": 1,
+    "r1.student_sft.tokens": 1,
+    "r1.distill.tokens": 1,
+}
+
+
 def names() -> list[str]:
     """The recipes that come with the package."""
     folder = resources.files("r1lite") / "recipes"
@@ -173,9 +201,24 @@ def load(name_or_path: str, changes: dict[str, Any] | None = None) -> Recipe:
     values = _read(name_or_path)
     for dotted, value in (changes or {}).items():
         _assign(values, dotted, value)
-    recipe = parse(Recipe, values, "recipe")
+    recipe = parse(Recipe, _filled(Recipe, values), "recipe")
     _check_early(recipe)
     return recipe
+
+
+def _filled(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    """What is left out of a part that is given stays as this recipe has it.
+
+    Without it a part with one field in it would begin from the defaults of its
+    class: with `sft.optim.lr` alone, Muon would become AdamW.
+    """
+    out = dict(values)
+    for name, field in section.model_fields.items():
+        default, given = field.default, out.get(name)
+        if isinstance(default, Section) and isinstance(given, dict):
+            own = default.model_dump(mode="json", exclude_unset=True)
+            out[name] = _filled(type(default), {**own, **given})
+    return out
 
 
 def read(path: Path) -> Recipe:
@@ -194,7 +237,7 @@ def with_section(recipe: Recipe, name: str, values: dict[str, Any]) -> Recipe:
         R1Error: a field that does not fit.
     """
     plain = recipe.model_dump(mode="json", exclude_none=True)
-    return parse(Recipe, {**plain, name: values}, "recipe")
+    return parse(Recipe, _filled(Recipe, {**plain, name: values}), "recipe")
 
 
 def _check_early(recipe: Recipe) -> None:
@@ -203,9 +246,16 @@ def _check_early(recipe: Recipe) -> None:
     stream(recipe.tasks.shares, recipe.seed)
     _check_plan("pretrain", recipe.pretrain)
     _check_plan("r1.student_pretrain", recipe.r1.student_pretrain)
-    rows = {"pretrain": recipe.pretrain.seq_len, "sft": recipe.sft.seq_len}
+    _check_numbers(recipe)
+    expert = recipe.controls.expert
+    rows = {
+        "pretrain": recipe.pretrain.seq_len,
+        "sft": recipe.sft.seq_len,
+        "controls.expert": expert.seq_len,
+    }
     answers = {
         "grpo.max_new_tokens": recipe.grpo.max_new_tokens,
+        "controls.expert.max_new_tokens": expert.max_new_tokens,
         "evaluation.max_new_tokens": recipe.evaluation.max_new_tokens,
     }
     if recipe.r1.enabled:
@@ -218,14 +268,36 @@ def _check_early(recipe: Recipe) -> None:
             "r1.student_sft": r1.student_sft.seq_len,
             "r1.distill": r1.distill.seq_len,
         }
-    for name, length in [(f"{k}.seq_len", v) for k, v in rows.items()] + [
-        *answers.items()
-    ]:
-        if length > context:
+    room = {f"{k}.seq_len": (v, context) for k, v in rows.items()}
+    room |= {k: (v, context - 1) for k, v in answers.items()}  # one for the question
+    for name, (length, most) in room.items():
+        if length > most:
             raise R1Error(
                 f"{name}: {length} tokens exceed the context of {context}; lower it "
                 "or raise model.max_position_embeddings"
             )
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    """Refuse what would stop a stage after others have run, or teach it nothing."""
+    for name in recipe.evaluation.levels:
+        try:
+            family_level(name)
+        except R1Error as e:
+            raise R1Error(f"evaluation.levels: {e}") from e
+    guard = recipe.guard
+    if guard is not None and guard.window < guard.first:
+        raise R1Error(
+            f"guard.window: {guard.window} steps hold no {guard.first} to judge by; "
+            "give at least guard.first"
+        )
+    least = LEAST | (LEAST_R1 if recipe.r1.enabled else {})
+    for place, low in least.items():
+        value: Any = recipe
+        for name in place.split("."):
+            value = getattr(value, name)
+        if value < low:
+            raise R1Error(f"{place}: {value} is too small; give at least {low:g}")
 
 
 def _check_plan(name: str, config: PretrainConfig) -> None:

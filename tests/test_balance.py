@@ -197,6 +197,28 @@ def test_a_loss_reaches_every_router_until_the_bias_update(
     assert loss(model) == 0
 
 
+@pytest.mark.parametrize(
+    "loss", [sequence_balance_loss, switch_balance_loss, router_z_loss]
+)
+def test_a_mask_fits_the_mtp_block_too(loss: Callable[..., Tensor]) -> None:
+    model = tiny_model(num_nextn_predict_layers=1).train()
+    ids = token_ids(2, 9)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 6:] = False
+    hidden = model(ids, attention_mask=mask).hidden
+    alone = loss(model, mask)
+    model.mtp_hidden(ids, hidden, attention_mask=mask)
+    (block,) = routers(model)[1:]
+    assert block.last is not None and block.last.scores.shape == (2, 8, 8)
+    trunk, block.last, kept = alone, None, block.last
+    assert loss(model, mask) == trunk
+    block.last = kept
+    both = loss(model, mask)
+    (first,) = routers(model)[:1]
+    first.last = None
+    torch.testing.assert_close(both, (trunk + loss(model, mask[:, :-1])) / 2)
+
+
 def test_a_router_keeps_its_logits_and_picks_by_sequence() -> None:
     made = Router(tiny_config()).train()
     routing = made(torch.randn(2, 5, 32))

@@ -148,6 +148,15 @@ def test_choose_follows_the_distribution() -> None:
     torch.testing.assert_close(logp, p.log()[token])
 
 
+@pytest.mark.parametrize(
+    "how", [Sampling(temperature=1e-39), Sampling(top_p=1e-50)], ids=["cold", "narrow"]
+)
+def test_the_smallest_settings_take_the_best_token(how: Sampling) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    token, logp = choose(logits, how, torch.tensor([0.5]))
+    assert token.item() == 1 and logp.isfinite()
+
+
 def test_choose_never_takes_a_token_that_was_cut() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0, -1.0]]).expand(3, 4)
     edge = torch.tensor([0.0, 0.5, 1 - 2**-24])
@@ -162,6 +171,7 @@ def test_choose_never_takes_a_token_that_was_cut() -> None:
         ([[]], 4, "empty"),
         ([[1] * 60], 5, "context of 64"),
         ([[48]], 4, "vocabulary"),
+        ([[3, -1]], 4, "vocabulary"),
     ],
 )
 def test_bad_prompts_are_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,47 @@ def test_bad_shapes_are_named() -> None:
         model(ids[:, :1], document_ids=ids[:, :1], cache=cache)
     with pytest.raises(R1Error, match="document_ids"):
         model(ids, document_ids=ids[:, 1:])
+    for shape in ((5,), (2, 1), (1, 4), (3, 5), (1, 1, 5)):
+        with pytest.raises(R1Error, match=r"position_ids: shape .* give \(2, 5\)"):
+            model(ids, position_ids=torch.zeros(shape, dtype=torch.long))
+    cache = model.new_cache(3, 9)
+    for rows in (ids, ids[:1]):
+        with pytest.raises(R1Error, match=rf"cache: .*3 rows.* {len(rows)}"):
+            model(rows, cache=cache)
+    assert cache.length == 0
+
+
+@pytest.mark.parametrize("token", [-1, TINY["vocab_size"]])
+def test_ids_outside_the_vocabulary_are_named(token: int) -> None:
+    model = tiny_model()
+    with pytest.raises(R1Error, match=r"input_ids: .*vocabulary of 61"):
+        model(torch.tensor([[3, token]]))
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("q_lora_rank", [0, -1, 1.5, "x"]),
+        ("tie_word_embeddings", ["no", 1, None]),
+        ("rms_norm_eps", [0, -1e-6, math.nan, "x"]),
+        ("attention_dropout", [-0.1, 1.0, True]),
+        ("rope_theta", [1, 0.0, math.inf, "x", None]),
+        ("routed_scaling_factor", [math.nan, math.inf]),
+        ("initializer_range", [0.0, math.nan]),
+        ("bos_token_id", [-1, 61, 1.0]),
+        ("eos_token_id", [-1, 61, [1, 2]]),
+        ("pad_token_id", [-1, 61, "x"]),
+    ],
+)
+def test_impossible_values_are_named(field: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(R1Error, match=rf"^model\.{field}: .*; give"):
+            tiny_config(**{field: value})
+
+
+def test_what_a_released_config_may_hold_is_accepted() -> None:
+    made = tiny_config(rope_theta=10000, bos_token_id=None, eos_token_id=None)
+    assert made.with_(eos_token_id=60, attention_dropout=0).eos_token_id == 60
 
 
 def test_padding_gets_no_gradient_and_must_be_a_token() -> None:

@@ -89,6 +89,19 @@ def test_left_padding_changes_nothing(model: R1Model) -> None:
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_is_no_target(model: R1Model, left: bool) -> None:
+    ids, padding = token_ids(1, 6), torch.zeros(1, 3, dtype=torch.int64)
+    ones = torch.ones(1, 6, dtype=torch.int64)
+    order = slice(None, None, 1 if left else -1)
+    padded = torch.cat((padding, ids)[order], 1)
+    mask = torch.cat((padding, ones)[order], 1)
+    hidden = model(padded, attention_mask=mask).hidden
+    got = mtp_loss(model, padded, hidden, attention_mask=mask)
+    want = mtp_loss(model, ids, model(ids).hidden)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
 def test_the_gradient_reaches_module_trunk_embedding_and_head(model: R1Model) -> None:
     ids = token_ids(2, 7)
     mtp_loss(model, ids, model(ids).hidden).backward()

@@ -240,3 +240,65 @@ def _learnt(run: Path) -> list[tuple[float, ...]]:
     rows = metrics.read(run / "metrics.jsonl")
     names = ("step", "tokens", "lr", "loss", "grad_norm")
     return [tuple(r[n] for n in names) for r in rows if r["stage"] == "pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"sft.optim.lr": 1e-3}, ("sft", "optim", "name", "muon")),
+        ({"pretrain.optim.muon_lr": 0.01}, ("pretrain", "optim", "name", "muon")),
+        ({"grpo.optim.lr": 1e-4}, ("grpo", "optim", "weight_decay", 0.0)),
+        ({"r1.second.steps": 10}, ("r1", "second", "temperature", 0.7)),
+        ({"r1.second.optim.lr": 1e-4}, ("r1", "second", "kl_coef", 0.001)),
+    ],
+    ids=lambda x: ".".join(x[:3]) if isinstance(x, tuple) else None,
+)
+def test_one_field_changed_leaves_the_others_of_its_section(
+    change: dict[str, Any], kept: tuple[Any, ...]
+) -> None:
+    before, after = recipes.load("nano"), recipes.load("nano", change)
+    *path, last, value = kept
+    for name in path:
+        after = getattr(after, name)
+    assert getattr(after, last) == value
+    plain = recipes.load("nano", change).model_dump(mode="json")
+    ((dotted, _),) = change.items()
+    *parents, field = dotted.split(".")
+    part, same = plain, before.model_dump(mode="json")
+    for name in parents:
+        part, same = part[name], same[name]
+    same_field = same.pop(field)
+    assert part.pop(field) != same_field
+    assert part == same
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("grpo.minibatches", 0, "at least 1"),
+        ("grpo.temperature", 0.0, "at least 1e-06"),
+        ("grpo.temperature", -1.0, "at least 1e-06"),
+        ("grpo.group_size", 1, "at least 2"),
+        ("grpo.optim.clip", 0.0, "at least 1e-06"),
+        ("sft.tokens", 0, "at least 1"),
+        ("evaluation.problems", 0, "at least 1"),
+        ("evaluation.levels", ["chain"], "choose chain/"),
+        ("evaluation.levels", ["chian/4"], "chian"),
+        ("controls.expert.seq_len", 513, "exceed the context of 512"),
+        ("controls.expert.max_new_tokens", 10**6, "exceed the context of 512"),
+        ("grpo.max_new_tokens", 512, "exceed the context of 512"),
+        ("guard.window", 5, "guard.first"),
+    ],
+)
+def test_what_would_fail_after_hours_is_refused_at_once(
+    field: str, value: Any, why: str
+) -> None:
+    with pytest.raises(R1Error, match=f"^{field}: .*{why}"):
+        recipes.load("nano", {field: value})
+
+
+def test_the_second_rl_is_checked_where_it_runs() -> None:
+    change = {"r1.second.minibatches": 0}
+    recipes.load("nano", change)
+    with pytest.raises(R1Error, match=r"^r1\.second\.minibatches: 0"):
+        recipes.load("nano", {**change, "r1.enabled": True})

@@ -47,8 +47,14 @@ class LatentCache:
             (batch, length + new, width), a view of everything so far.
 
         Raises:
-            R1Error: the cache is full.
+            R1Error: the cache is full, or of another number of rows.
         """
+        rows = len(self.data[layer])
+        if len(latent) != rows:  # one row would be written to all
+            raise R1Error(
+                f"cache: it was made for {rows} rows, the batch has {len(latent)}; "
+                "make one for this batch"
+            )
         end = self.length + latent.shape[1]
         if end > self.max_len:
             raise R1Error(

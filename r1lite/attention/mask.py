@@ -49,6 +49,7 @@ def check_inputs(
     attention_mask: Tensor | None,
     document_ids: Tensor | None,
     past: int,
+    position_ids: Tensor | None = None,
 ) -> None:
     """Refuse shapes that would broadcast into nonsense; `past` is cached.
 
@@ -64,6 +65,12 @@ def check_inputs(
         raise R1Error(
             f"attention_mask: shape {tuple(attention_mask.shape)} does not cover "
             f"the {past} cached and {seq} new tokens; give {(batch, past + seq)}"
+        )
+    fitting = (batch, seq), (1, seq)
+    if position_ids is not None and position_ids.shape not in fitting:
+        raise R1Error(
+            f"position_ids: shape {tuple(position_ids.shape)} does not fit "
+            f"input_ids; give {fitting[0]} or {fitting[1]}"
         )
     if document_ids is not None and (past or document_ids.shape != input_ids.shape):
         raise R1Error(

@@ -29,7 +29,8 @@ class DataConfig(Section):
     near_duplicates: similarity from which a document counts as a repetition of
         an earlier one of its domain and is dropped; 0 keeps all.
     overlap: a training document of whose 10-grams more than this share stand in
-        held-out text or in a test is dropped; 1 keeps all.
+        held-out text of any domain is dropped; 1 keeps all. Tests count as well
+        where the caller names them; the stages of a recipe name none.
     fim: domain = share of its documents that are reordered to fill in the middle.
     streams: domain = datasets that are read while training goes on, in place of
         the sources that R1-lite knows; those that `sources` names stay beside them.

@@ -154,5 +154,7 @@ def split(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     for name, share in shares.items():
         done += share
         ends[name] = round(total * done)
+    if ends:  # a mixture's shares sum to 1 within a tolerance only
+        ends[name] = total
     starts = [0, *list(ends.values())[:-1]]
     return {n: e - s for (n, e), s in zip(ends.items(), starts, strict=True)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from r1lite.data import sources
 from r1lite.data.config import DataConfig
@@ -47,17 +48,19 @@ def load_domains(
     """
     loaded: dict[str, Domain] = {}
     seen: set[str] = set()
+    read: dict[str, _Documents] = {}
     for domain, share in config.mixture.items():
-        if not share:
-            continue
-        texts = _read(config, domain, extra, root, seen)
-        everything = [t for documents in texts.values() for t in documents]
-        # Repetitions first: of twins, one could be trained on and one held out.
-        twins = _repeated(everything, config.near_duplicates)
-        once = [t for t in everything if t not in twins]
-        held = hold_out(once, config.heldout)
+        if share:
+            read[domain] = _read(config, domain, extra, root, seen)
+    # What one domain holds out, no other one may train on.
+    kept = [t for found in read.values() for t in found.held]
+    protected = TestText([*kept, *tests]) if config.overlap < 1 else None
+    for domain, (texts, twins, held) in read.items():
         known = {*twins, *held}
-        leaked = _leaked(everything, known, [*held, *tests], config.overlap)
+        leaked: set[str] = set()
+        if protected:
+            rest = {t for documents in texts.values() for t in documents} - known
+            leaked = {t for t in rest if protected.overlap(t) > config.overlap}
         out = known | leaked
         found = [
             Corpus(s, config.caps.get(s.name, s.cap), t, out) for s, t in texts.items()
@@ -81,14 +84,22 @@ def named_shares(corpora: list[Corpus]) -> dict[str, float]:
     return dict(zip(names, source_shares(corpora), strict=True))
 
 
+class _Documents(NamedTuple):
+    """What a domain's sources hold, and which of it is not trained on."""
+
+    texts: dict[Source, list[str]]
+    twins: set[str]
+    held: list[str]
+
+
 def _read(
     config: DataConfig,
     domain: str,
     extra: Extra,
     root: str | Path | None,
     seen: set[str],
-) -> dict[Source, list[str]]:
-    """Documents by source, without those in `seen`, which grows."""
+) -> _Documents:
+    """A domain's documents, without those in `seen`, which grows."""
     texts: dict[Source, list[str]] = {}
     for name in config.sources[domain]:
         texts[sources.find(name, root)] = sources.load(name, root)
@@ -98,20 +109,14 @@ def _read(
     for source, documents in texts.items():  # no text counts twice
         texts[source] = [t for t in documents if t not in seen]
         seen.update(documents)
-    return texts
+    everything = [t for documents in texts.values() for t in documents]
+    # Repetitions first: of twins, one could be trained on and one held out.
+    twins = _repeated(everything, config.near_duplicates)
+    once = [t for t in everything if t not in twins]
+    return _Documents(texts, twins, hold_out(once, config.heldout))
 
 
 def _repeated(texts: list[str], threshold: float) -> set[str]:
     """Texts that nearly repeat an earlier one; none at a threshold of 0."""
     twins = near_duplicates(texts, threshold) if threshold else []
     return {t for t, twin in zip(texts, twins, strict=False) if twin is not None}
-
-
-def _leaked(
-    texts: list[str], known: set[str], tests: list[str], limit: float
-) -> set[str]:
-    """Texts outside `known` that share more than `limit` with tests."""
-    if limit == 1:
-        return set()
-    protected = TestText(tests)
-    return {t for t in texts if t not in known and protected.overlap(t) > limit}

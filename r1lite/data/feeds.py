@@ -98,13 +98,15 @@ def open_feeds(
         if d not in streams or config.sources[d] or extra.get(d)
     }
     only = config.model_copy(update={"mixture": at_hand})
-    local = load_domains(only, extra, root, tests)
     held: dict[str, list[str]] = {}
     for domain in config.mixture:  # streams first: text at hand fills what is left
         found = streams.get(domain, [])
-        room = config.heldout_bytes // max(1, len(found) + (domain in local))
+        room = config.heldout_bytes // max(1, len(found) + bool(at_hand.get(domain)))
         held[domain] = [t for s in found for t in _held_out(s, config.heldout, room)]
-        held[domain] += local[domain].held if domain in local else []
+    streamed = [t for texts in held.values() for t in texts]
+    local = load_domains(only, extra, root, [*streamed, *tests])
+    for domain, loaded in local.items():
+        held[domain] += loaded.held
     known = TestText([*(t for texts in held.values() for t in texts), *tests])
 
     def accepts(text: str) -> bool:

@@ -51,8 +51,8 @@ def marks(tokenizer: R1Tokenizer) -> Marks:
     ids = [i for i in known if i is not None]
     if len(ids) < len(FIM):
         raise R1Error(
-            "data.fim_rate: the tokenizer has no fill-in-the-middle marks; call "
-            "add_marks on it before the model is made, or set the rate to 0"
+            "data.fim: the tokenizer has no fill-in-the-middle marks; call "
+            "add_marks on it before the model is made, or set the share to 0"
         )
     return Marks(*ids)
 

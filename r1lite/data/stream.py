@@ -49,10 +49,10 @@ class StreamConfig(Section):
 class TextStream:
     """Documents of a dataset, endlessly, epoch after epoch.
 
-    Rank r of n gets the documents r, r + n, r + 2 n, ... of one common order, so
-    that after k documents each, n ranks have read the first k n, whatever n is.
-    Every rank reads the whole stream and keeps its part: simple and exact, and n
-    times the traffic.
+    Rank r of n gets the documents r, r + n, r + 2 n, ... of an epoch's common order,
+    so that after k documents each, n ranks have read the first k n of it, whatever n
+    is. A rank begins the next epoch once its own part is read. Every rank reads the
+    whole stream and keeps its part: simple and exact, and n times the traffic.
     """
 
     def __init__(
@@ -73,18 +73,27 @@ class TextStream:
         it with a checkpoint goes on with the very next document.
 
         Raises:
-            R1Error: the column is missing, or there is no text at all.
+            R1Error: the column is missing, or there is no text at all, or none for
+                this rank.
         """
         epoch, first = start
         while True:
-            found = first > 0
+            found = own = first > 0
             for number, text in self._epoch(epoch, first):
-                found = found or bool(text.strip())
-                if number % self._ranks == self._rank and text.strip():
+                if not text.strip():
+                    continue
+                found = True
+                if number % self._ranks == self._rank:
+                    own = True
                     yield Place(epoch, number + 1), text
             if not found:
                 raise R1Error(
                     f"stream.path: {self.config.path} holds no text; name another"
+                )
+            if not own:
+                raise R1Error(
+                    f"stream.path: {self.config.path} holds no text for rank "
+                    f"{self._rank} of {self._ranks}; read it with fewer ranks"
                 )
             epoch, first = epoch + 1, 0
 

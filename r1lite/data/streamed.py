@@ -114,17 +114,19 @@ class StreamedRows:
                 _Queue(f, c, self._tokenizer, self._fim.get(f.domain, 0.0), self.seed)
                 for f, c in zip(self._feeds, self._starts[block], strict=True)
             ]
+        # Put back once all have given: one whose reading failed cannot go on.
+        queues, self._queues = self._queues, []
         total = self.width * self.block
         shares = {str(i): f.share for i, f in enumerate(self._feeds)}
         until, before = (split(total * b, shares) for b in (block + 1, block))
         pieces: list[np.ndarray] = []
         for queue, end, start in zip(
-            self._queues, until.values(), before.values(), strict=True
+            queues, until.values(), before.values(), strict=True
         ):
             pieces += queue.take(end - start)
-        self._at = block + 1
+        self._queues, self._at = queues, block + 1
         if len(self._starts) == self._at:
-            self._starts.append([q.cursor for q in self._queues])
+            self._starts.append([q.cursor for q in queues])
             self._remember()
         rng = random.Random(f"stream/{self.seed}/{block}")
         keys = [rng.random() for _ in pieces]

@@ -109,7 +109,10 @@ def _contexts(
     block: CheckpointedBlock,
 ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """What surrounds the forward pass and its repetition."""
-    quiet = _routers_at_rest(block)
+    routers = [m for m in block.modules() if isinstance(m, Router)]
+    # Picks that somebody has set may be gone when the forward pass is repeated.
+    picks = {r: vars(r)["choose"] for r in routers if "choose" in vars(r)}
+    quiet = _routers_at_rest(routers, picks)
     if block.policy == "block":
         return nullcontext(), quiet
     inside = _Inside()
@@ -126,16 +129,25 @@ def _both(*contexts: AbstractContextManager[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _routers_at_rest(block: nn.Module) -> Iterator[None]:
-    """A repeated forward must not count its tokens again, nor replace `last`."""
-    routers = [m for m in block.modules() if isinstance(m, Router) and m.training]
-    for router in routers:
+def _routers_at_rest(routers: list[Router], picks: dict[Router, Any]) -> Iterator[None]:
+    """A repeated forward picks the same experts; it must not count its tokens again,
+    nor replace `last`.
+    """
+    counting = [r for r in routers if r.training]
+    now = {r: vars(r).get("choose") for r in picks}
+    for router in counting:
         router.training = False
+    for router, choose in picks.items():
+        vars(router)["choose"] = choose
     try:
         yield
     finally:
-        for router in routers:
+        for router in counting:
             router.training = True
+        for router, choose in now.items():
+            vars(router).pop("choose")
+            if choose is not None:
+                vars(router)["choose"] = choose
 
 
 class _Inside:

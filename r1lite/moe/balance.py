@@ -58,7 +58,8 @@ def sequence_balance_loss(model: nn.Module, mask: Tensor | None = None) -> Tenso
     the next one or until `update_bias_`; 0 if there is none.
 
     Args:
-        mask: (batch, seq), True where a token is real; None counts all.
+        mask: (batch, seq), True where a token is real; None counts all. A shorter
+            MTP block sees its beginning.
     """
     return _over_layers(model, losses.sequence_loss, mask)
 
@@ -104,7 +105,12 @@ def _over_layers(
     kept = [r.last for r in routers(model) if r.last is not None]
     if not kept:
         return torch.zeros(())
-    return torch.stack([loss(last, mask) for last in kept]).mean()
+    found = []
+    for last in kept:
+        # The MTP block's sequences are one shorter: without their last token.
+        real = None if mask is None else mask[:, : last.scores.shape[-2]]
+        found.append(loss(last, real))
+    return torch.stack(found).mean()
 
 
 def max_violation(load: Tensor) -> Tensor:

@@ -78,11 +78,16 @@ def load(
     return int(state["step"]), state["extra"]
 
 
+# What torch.load raises on a file that is not whole.
+DAMAGE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
+
+
 def _read(path: Path) -> dict[str, Any]:
     remedy = "delete it and run again, the stage starts from its beginning"
     try:
-        state = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as e:
+        # Onto the CPU: what a GPU wrote can be resumed without one.
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (*DAMAGE, pickle.UnpicklingError) as e:
         raise R1Error(
             f"checkpoint {path}: cannot be read ({_reason(e)}); {remedy}"
         ) from e

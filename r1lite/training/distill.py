@@ -22,7 +22,7 @@ from r1lite.model import R1Model
 from r1lite.tasks import Problem
 from r1lite.training.loop import Run, StageResult, Update, run_stage
 from r1lite.training.rejection import accepted, as_example
-from r1lite.training.sft import ExampleAt, SFTConfig, take_tokens
+from r1lite.training.sft import ExampleAt, SFTConfig, _at_least, take_tokens
 
 
 class DistillConfig(SFTConfig):
@@ -86,10 +86,12 @@ def distill(
             "one vocabulary, take traces"
         )
     teacher.to(run.team.device).eval()
+    run.compute.prepare_(teacher)
 
     def step(i: int, update: Update) -> dict[str, float]:
         examples = take_tokens(example_at, i * config.tokens, config.tokens)
         packed = pack_examples(examples, config.seq_len, run.seed)
+        packed = _at_least(run.team.ranks, packed)
 
         def terms(rows: slice) -> dict[str, tuple[Tensor, int]]:
             parts = (packed.ids, packed.mask, packed.document_ids)

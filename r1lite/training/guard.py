@@ -75,7 +75,8 @@ class Guard:
             return reason
         self._in_a_row = 0
         for name, value in values.items():
-            self._past[name].append(value)
+            if value:  # 0 is RL without a gradient, its answers all agreed: no scale
+                self._past[name].append(value)
         return None
 
     def replay(self, rows: Iterable[Mapping[str, Any]], *names: str) -> None:

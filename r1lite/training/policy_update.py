@@ -59,18 +59,22 @@ class PolicyUpdate:
         """Update on the answers `keep`; statistics of the last minibatch.
 
         The others (their group agrees, or they were cut off) count nowhere: not
-        in the mean, not in the KL term.
+        in the mean, not in the KL term. Only where fewer are left than there are
+        ranks some of them fill up, with an advantage of 0.
         """
         stats: dict[str, float] = {"loss": 0.0, "grad_norm": 0.0}
         if not keep:
             return stats | {"grad_norm": update()}
         ranks = self.run.team.ranks
         if len(keep) < ranks:  # every rank has to compute something
-            keep = list(range(len(items)))
+            rest = sorted(set(range(len(items))) - set(keep))
+            advantages = advantages.clone()
+            advantages[rest] = 0.0
+            keep = keep + rest[: ranks - len(keep)]
         experts = self._experts(items)
-        size = -(-len(keep) // self.config.minibatches)
-        for at in range(0, len(keep), size):
-            chosen = by_length(items, keep[at : at + size], ranks)
+        pieces = max(1, min(self.config.minibatches, len(keep) // ranks))
+        for part in torch.tensor(keep).tensor_split(pieces):
+            chosen = by_length(items, part.tolist(), ranks)
             picks = [e[chosen] for e in experts]
             rows = [items[k] for k in chosen]
             stats |= self.gradients(rows, advantages[chosen], picks)

@@ -94,6 +94,7 @@ def ppo(
     if config.kl_coef:
         reference = copy.deepcopy(model).to(run.team.device).eval()
         reference.requires_grad_(False)
+        run.compute.prepare_(reference)
     both = ScoreModel.of(model)
     trainer = _Trainer(
         run, name, both, tokenizer, config, problem_at, reward or _verifier, reference

@@ -26,6 +26,8 @@ class Reference:
         self._made = 0
         self.model = copy.deepcopy(policy).to(run.team.device).eval()
         self.model.requires_grad_(False)
+        # As the policy will be: of equal weights come equal log-probabilities.
+        run.compute.prepare_(self.model)
 
     def at(self, step: int, policy: R1Model) -> R1Model:
         """The reference of `step`; `policy` is the model before that step.

@@ -10,6 +10,7 @@ import pytest
 
 from r1lite.data import mixture
 from r1lite.data.config import DataConfig
+from r1lite.data.corpus import hold_out
 from r1lite.data.dedup import (
     TestText,
     near_duplicates,
@@ -130,6 +131,26 @@ def test_the_mixture_removes_and_counts(folder: Path, tokenizer: R1Tokenizer) ->
     assert (removed.near, removed.contaminated) == (1, 2)
     assert removed.near_bytes == len(swap(text_of(5), [3]))
     assert len(texts) + len(found.held) == 62 - 3
+
+
+def test_a_text_held_out_of_one_domain_is_not_trained_on_in_another() -> None:
+    texts = [text_of(i) for i in range(20)]
+    kept_out = hold_out(texts, 0.1)
+    copies = [f"{t} and one word more" for t in texts]
+    domains = {"code": copies, "general": texts}  # judged first, and last
+    for mixture_of in (domains, dict(reversed(domains.items()))):
+        chosen = DataConfig(
+            mixture=dict.fromkeys(mixture_of, 0.5),
+            sources=dict.fromkeys(mixture_of, ()),
+            heldout=0.1,
+            overlap=0.5,
+        )
+        loaded = load_domains(chosen, domains)
+        trained = {t for d in loaded.values() for c in d.corpora for t in c.texts}
+        assert trained and kept_out
+        assert not trained & {f"{t} and one word more" for t in kept_out}
+        held_copies = loaded["code"].held
+        assert not trained & {t.removesuffix(" and one word more") for t in held_copies}
 
 
 def test_no_twin_of_a_held_out_text_is_trained_on(folder: Path) -> None:

@@ -47,7 +47,7 @@ def test_text_that_spells_a_mark_stays_text(tmp_path: Path) -> None:
 
 
 def test_without_marks() -> None:
-    with pytest.raises(R1Error, match=r"^data.fim.*add_marks"):
+    with pytest.raises(R1Error, match=r"^data\.fim: .*add_marks"):
         marks(fresh())
     with pytest.raises(R1Error, match=r"^data.fim.*add_marks"):
         fill_in_the_middle(fresh(), [[40]], 0.5, 0)

@@ -211,6 +211,8 @@ def test_split_keeps_the_sum() -> None:
         parts = split(total, ARTICLE)
         assert sum(parts.values()) == total
         assert all(abs(parts[d] - total * s) <= 1 for d, s in ARTICLE.items())
+    thirds = dict.fromkeys("abc", 0.3333333)  # as near to 1 as a mixture must be
+    assert sum(split(10_000_000, thirds).values()) == 10_000_000
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ def test_ranks_share_one_order(folder: Path, ranks: int) -> None:
     assert sorted(together) == sorted(TEXTS)
 
 
+def test_a_rank_without_documents_does_not_wait_for_ever(folder: Path) -> None:
+    assert len(take(TextStream(config(folder), 0, 46, 48), 3)) == 3
+    with pytest.raises(R1Error, match=r"no text for rank 47 of 48; .*fewer ranks"):
+        take(TextStream(config(folder), 0, 47, 48), 1)
+
+
 def test_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(R1Error, match=r"^stream.column: 'txt'.*choose one of body"):
         take(TextStream(config(folder, column="txt"), 0), 1)

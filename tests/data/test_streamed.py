@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,49 @@ def test_documents_that_overlap_with_held_out_text_are_dropped(tmp_path: Path) -
         read = {t for _, _, t in islice(feeds[0].documents(Place()), 80)}
         assert (texts[1] not in read) == dropped
         assert texts[5] in read
+
+
+def test_text_at_hand_that_overlaps_with_a_stream_is_dropped(tmp_path: Path) -> None:
+    texts = [
+        f"{i} " + " ".join(f"word{i * j}" for j in range(30)) for i in range(1, 41)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    values = {
+        "mixture": {"general": 0.5, "mathematics": 0.5},
+        "streams": {"general": [{"path": str(path)}]},
+        "sources": {"mathematics": []},
+        "heldout": 0.2,
+        "overlap": 0.5,
+    }
+    copies = [f"{t} and one word more" for t in texts]
+    chosen = parse(DataConfig, values, "test")
+    feeds, held = open_feeds(chosen, 0, {"mathematics": copies})
+    read = {t for _, _, t in islice(feeds[1].documents(Place()), 80)}
+    assert feeds[1].name == "generated" and read < set(copies)
+    assert held["general"]
+    assert not read & {f"{t} and one word more" for t in held["general"]}
+
+
+def test_a_failed_reading_is_done_again(
+    folder: Path, tokenizer: R1Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeds, _ = open_feeds(config(folder), 0, EXTRA)
+    want = StreamedRows(feeds, tokenizer, 32, 5, block=16).rows(0, 40)
+    read, breaks = feeds[1].read, [True]
+
+    def fails_once(start: Place) -> Iterator[tuple[Place, str]]:
+        for number, found in enumerate(read(start)):
+            if number == 5 and breaks:
+                breaks.clear()
+                raise ConnectionError("gone")
+            yield found
+
+    feeds[1] = replace(feeds[1], read=fails_once)
+    rows = StreamedRows(feeds, tokenizer, 32, 5, block=16)
+    with pytest.raises(ConnectionError):
+        rows.rows(0, 40)
+    assert same(rows.rows(0, 40), want)
 
 
 def test_fill_in_the_middle_resumes_too(

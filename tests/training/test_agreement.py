@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.generation import Sampling
+from r1lite.memory.recompute import checkpoint_blocks_
 from r1lite.model import R1Model
 from r1lite.moe.gating import Router
 from r1lite.tasks import stream
@@ -84,3 +86,28 @@ def test_replay_leaves_no_trace_and_lets_gradients_through(
     routers = [m for m in model.layers.modules() if isinstance(m, Router)]
     assert all("choose" not in vars(r) for r in routers)
     assert all(r.weight.grad is not None and r.weight.grad.norm() > 0 for r in routers)
+
+
+@pytest.mark.parametrize("policy", ["block", "selective"])
+def test_what_is_computed_again_picks_the_replayed_experts(
+    model: R1Model, tokenizer: R1Tokenizer, policy: str
+) -> None:
+    """The backward pass repeats the forward one when `replayed` has ended."""
+    torch.manual_seed(0)
+    items = sampled(model, tokenizer)
+    batch = collate(items, tokenizer.pad_id)
+    where = (batch.ids, batch.prompt_lengths, batch.lengths)
+    _, experts = sampler_pass(model, items, tokenizer.pad_id)
+    moved, found = disturbed(model), []
+    for keep in ("none", policy):
+        trainer = copy.deepcopy(moved).train()
+        checkpoint_blocks_(trainer, keep)
+        with replayed(trainer, experts):
+            logprobs, _ = token_logprobs(trainer, *where)
+        (-logprobs.sum()).backward()
+        found.append(trainer)
+    one, two = ([p.grad for p in m.parameters()] for m in found)
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    routers = [m for m in found[1].layers.modules() if isinstance(m, Router)]
+    assert all("choose" not in vars(r) for r in routers)

@@ -93,3 +93,30 @@ def test_a_failed_write_keeps_the_old_file(
         checkpoint.save(path, "f", 3, model, [optimizer])
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_what_a_gpu_wrote_is_resumed_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = trained()
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda _: "cuda:0")
+        checkpoint.save(tmp_path / "a.pt", "f", 2, model, [optimizer])
+    other, fresh = trained(0)
+    assert checkpoint.load(tmp_path / "a.pt", "f", other, [fresh]) == (2, {})
+    assert torch.equal(other.weight, model.weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [KeyError("'0'"), IndexError("x"), TypeError("y")])
+def test_damage_of_any_kind_is_refused_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    model, optimizer = trained()
+    checkpoint.save(tmp_path / "a.pt", "f", 2, model, [optimizer])
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", broken)
+    with pytest.raises(R1Error, match="cannot be read"):
+        checkpoint.load(tmp_path / "a.pt", "f", model, [optimizer])

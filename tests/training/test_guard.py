@@ -101,3 +101,12 @@ def test_a_stage_skips_the_spike_and_says_so(
     said = [r.get("skipped") for r in read(run.log.path)]
     assert [s is not None for s in said] == [i == 6 and guarded for i in range(9)]
     assert not guarded or str(said[6]).startswith("grad_norm ")
+
+
+def test_steps_without_a_gradient_do_not_make_the_others_spikes() -> None:
+    """RL whose answers all agree has norm 0, perhaps in most of its steps."""
+    guard, rng = Guard(GuardConfig()), random.Random(0)
+    for _ in range(300):
+        norm = rng.choice([0.0, 0.0, rng.uniform(0.2, 0.4)])
+        assert guard.judge(grad_norm=norm) is None
+    assert guard.judge(grad_norm=30.0) is not None

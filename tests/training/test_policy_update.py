@@ -174,3 +174,61 @@ def test_answers_that_were_cut_off_can_be_left_out(
     grpo(run, model, tokenizer, config, PROBLEM_AT, lambda x: torch.rand(len(x)))
     assert run.log.rewind("grpo", 1)[0]["frac_cut_off"] == 1
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_reference_computes_as_the_policy_does(
+    run: Run, model: R1Model, tokenizer: R1Tokenizer
+) -> None:
+    """In bfloat16 too: of equal weights come equal log-probabilities."""
+    run.compute = ComputeConfig(precision="bfloat16")
+    held = Reference(run, "grpo", model).model
+    run.compute.prepare_(model)
+    torch.manual_seed(0)
+    ids = torch.randint(tokenizer.vocab_size, (8, 60))
+    with torch.no_grad(), run.autocast():
+        found = [m.eval()(ids).logits for m in (model, held)]
+    assert torch.equal(*found)
+
+
+class _Ranks:
+    """A team of many, of which the test plays none."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+
+@pytest.mark.parametrize(
+    ("ranks", "keep", "minibatches", "sizes"),
+    [
+        (1, 10, 4, [3, 3, 2, 2]),
+        (1, 2, 4, [1, 1]),
+        (8, 8, 2, [8]),  # one informative group of eight
+        (4, 11, 3, [6, 5]),
+        (8, 3, 2, [8]),  # filled up
+    ],
+)
+def test_every_rank_has_an_answer_in_every_minibatch(
+    run: Run,
+    model: R1Model,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    keep: int,
+    minibatches: int,
+    sizes: list[int],
+) -> None:
+    item = Rollout.__new__(Rollout)
+    vars(item).update(prompt=[1, 2], response=[3])
+    step = PolicyUpdate(run, model, 2, GRPOConfig(minibatches=minibatches))
+    monkeypatch.setattr(run, "team", _Ranks(ranks))
+    monkeypatch.setattr(step, "_experts", lambda items: [])
+    seen: list[torch.Tensor] = []
+
+    def gradients(rows: list[Rollout], advantages: torch.Tensor, _: object) -> dict:
+        seen.append(advantages)
+        return {}
+
+    monkeypatch.setattr(step, "gradients", gradients)
+    step.train([item] * 12, torch.ones(12), list(range(keep)), lambda: 0.0)
+    assert [len(a) for a in seen] == sizes
+    # Only what is kept pushes; what fills up does not.
+    assert sum(float(a.sum()) for a in seen) == keep
