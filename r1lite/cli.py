@@ -295,6 +295,9 @@ def app() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as e:
+        # Typer makes the exit code 130 of Ctrl-C.
+        if isinstance(e, SystemExit) and e.code != 130:
+            raise
         print("r1lite: stopped; the same command resumes", file=sys.stderr)
         sys.exit(130)

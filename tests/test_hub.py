@@ -318,3 +318,44 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         save_pretrained(tiny_model(), tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_an_expert_given_twice_does_not_stand_for_another(tmp_path: Path) -> None:
+    save_pretrained(tiny_model(), tmp_path, max_shard_size=8000)
+    index = tmp_path / "model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    other = GONE.replace(".3.", ".4.")
+    file, last = tmp_path / names[GONE], tmp_path / sorted(names.values())[-1]
+    tensors = load_file(tmp_path / names[other])
+    tensors.pop(other)
+    save_file(tensors, tmp_path / names[other])
+    tensors = load_file(last)
+    tensors[GONE] = load_file(file)[GONE]
+    save_file(tensors, last)
+    assert last != file
+    with pytest.raises(R1Error, match=r"experts.3.up_proj.weight is given twice; copy"):
+        from_pretrained(tmp_path)
+
+
+def test_an_interrupted_overwrite_leaves_a_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the shards of the old model are deleted."""
+    save_pretrained(tiny_model(), tmp_path / "m", max_shard_size=8000)
+    new = tiny_model()
+    with torch.no_grad():
+        new.embed_tokens.weight.add_(1)
+    delete, deleted = Path.unlink, []
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if len(deleted) == 2:
+            raise KeyboardInterrupt
+        deleted.append(path.name)
+        delete(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(new, tmp_path / "m")
+    monkeypatch.undo()
+    got = from_pretrained(tmp_path / "m")
+    assert torch.equal(got.embed_tokens.weight, new.embed_tokens.weight)

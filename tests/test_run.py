@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,8 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from r1lite.errors import R1Error
+from r1lite.pipeline.talk import show_evaluation
 from r1lite.report.schema import Report
 from r1lite.training import metrics
 
@@ -193,6 +197,27 @@ def test_eval_measures_a_saved_model(undisturbed: Path) -> None:
     )
     assert missing.returncode == 2
     assert "no such directory" in missing.stderr
+
+
+def test_eval_counts_a_problem_once_and_wants_one(undisturbed: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    final, rest = undisturbed / "final", ("test", 8, 0.0, False, 8, 0)
+    show_evaluation(console, final, ("chain/3", "chain/3"), *rest)
+    assert console.file.getvalue().count("chain/3") == 1  # type: ignore[attr-defined]
+    with pytest.raises(R1Error, match="--problems: 0 is too few"):
+        show_evaluation(console, final, ("chain/3",), "test", 0, 0.0, False, 8, 0)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path / "out"), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "out" / "recipe.toml").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; the same command resumes" in said
 
 
 def test_metrics_are_json_lines(undisturbed: Path) -> None:

@@ -80,6 +80,7 @@ class _Slots:
         self.want = model.state_dict()
         self.state: dict[str, Tensor] = {}
         self.filled: Counter[str] = Counter()
+        self.names: set[str] = set()
 
     def part(self, name: str) -> tuple[str, Tensor | None]:
         """Our tensor's name and the piece of it that file name `name` fills."""
@@ -109,6 +110,11 @@ class _Slots:
 
     def fill(self, name: str, tensor: Tensor, file: Path) -> None:
         """Copy one tensor of the file to its place."""
+        if name in self.names:  # else it would make up for one that is missing
+            raise R1Error(
+                f"{file}: {name} is given twice; copy all files of the model again"
+            )
+        self.names.add(name)
         ours, target = self.part(name)
         if target is None:
             raise R1Error(

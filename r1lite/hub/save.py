@@ -108,10 +108,10 @@ def _move(fresh: Path, target: Path) -> None:
         os.replace(fresh, target)
         return
     new = {p.name for p in fresh.iterdir()}
-    # Weights before the index that names them, so that no index ever points
-    # at a file that is not there.
+    # Weights before the index that names them, and an old index before its
+    # weights, so that no index ever points at a file that is not there.
     for file in sorted(fresh.iterdir(), key=lambda p: p.suffix == ".json"):
         os.replace(file, target / file.name)
-    for old in [*target.glob("model*.safetensors"), target / INDEX]:
+    for old in [target / INDEX, *target.glob("model*.safetensors")]:
         if old.name not in new:
             old.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from r1lite import hub
+from r1lite import recipe as recipes
 from r1lite.data import chat
 from r1lite.data.tokenizer import R1Tokenizer
 from r1lite.errors import R1Error
@@ -72,7 +72,10 @@ def _hint(directory: Path) -> str:
     path = directory.parent / RECIPE_FILE
     if not path.is_file():
         return "An empty line ends the conversation."
-    shares = tomllib.loads(path.read_text())["tasks"]["shares"]
+    try:
+        shares = recipes.read(path).tasks.shares
+    except R1Error:  # of another version; one can talk all the same
+        return "An empty line ends the conversation."
     problem_at = stream(shares, seed=0).problem_at
     asked = sorted({problem_at(i).question for i in range(3)})
     return "Ask for example: " + escape(" | ".join(asked)) + " (empty line ends)"
@@ -110,12 +113,15 @@ def show_evaluation(
     """Print accuracy, format and length by level with 95 % intervals."""
     if split not in ("validation", "test"):
         raise R1Error(f"--split: {split!r} is unknown; choose validation or test")
+    if count < 1:
+        raise R1Error(f"--problems: {count} is too few; give at least 1")
     model, tokenizer = open_model(directory)
     if not levels:
         path = directory.parent / RECIPE_FILE
         if not path.is_file():
             raise R1Error("--level: give at least one, e.g. --level chain/4")
-        levels = tuple(tomllib.loads(path.read_text())["tasks"]["shares"])
+        levels = tuple(recipes.read(path).tasks.shares)
+    levels = tuple(dict.fromkeys(levels))  # a problem counts once
     config = EvalConfig(levels=levels, max_new_tokens=max_new_tokens)
     how = Sampling(max_new_tokens, temperature, stop_ids=(tokenizer.eos_id,), seed=seed)
     asked = problem_set(config, split, count)

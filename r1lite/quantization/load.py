@@ -149,7 +149,9 @@ def _put(place: Tensor | None, name: str, tensor: Tensor, file: Path) -> None:
                 "check config.json"
             )
         return
-    coded = not place.is_floating_point() or place.element_size() == 1
+    # Codes for a float weight as well: their scales may be gone.
+    kinds = place, tensor
+    coded = any(not t.is_floating_point() or t.element_size() == 1 for t in kinds)
     if place.shape != tensor.shape or (coded and place.dtype != tensor.dtype):
         raise R1Error(
             f"{file}: {name} is {tuple(tensor.shape)} {tensor.dtype}, config.json says "

@@ -138,6 +138,10 @@ class QuantLinear(QuantWeight):
         self.keep_copy = keep_copy
         self.copy: Tensor | None = None
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.copy = None
+        super()._load_from_state_dict(*args)
+
     @property
     def weight(self) -> Tensor:
         """The dequantised weight (out, in) in the model's dtype."""

@@ -210,6 +210,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda f: edit(f, lambda t: t.pop(UP + "_scale_inv")),
         "up_proj.weight_scale_inv are missing",
     ),
+    "no scales left": (
+        "fp8-block",
+        lambda f: edit(f, lambda t: t.pop(O_PROJ + "weight_scale_inv")),
+        "float8_e4m3fn, config.json says",
+    ),
     "wrong width": (
         "int4-g32",
         lambda f: edit(f, lambda t: t.update({CODES: t[CODES][:, 1:].clone()})),
@@ -270,3 +275,25 @@ def test_a_bad_directory_is_one_clear_line(
     with pytest.raises(R1Error, match=says) as caught:
         from_pretrained(tmp_path)
     assert "\n" not in str(caught.value) and ";" in str(caught.value)
+
+
+def test_loaded_weights_decode_as_themselves() -> None:
+    """MLA decodes with a float copy of kv_b_proj: it must not be the old one's."""
+    one, two = (tiny_model(**EVEN) for _ in range(2))
+    with torch.no_grad():
+        for p in two.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    for model in (one, two):
+        quantize_(model, "int8")
+    ids = token_ids(1, 6)
+
+    def decoded(model: R1Model) -> Tensor:
+        cache = model.new_cache(1, 8)
+        with torch.no_grad():
+            model(ids[:, :5], cache=cache)
+            return model(ids[:, 5:], cache=cache).logits
+
+    before = decoded(one)
+    one.load_state_dict(two.state_dict())
+    assert torch.equal(decoded(one), decoded(two))
+    assert not torch.equal(decoded(one), before)
