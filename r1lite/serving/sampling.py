@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from r1lite.generation import LEAST
 from r1lite.serving.types import SamplingParams
 
-LEAST = 1e-6  # of a temperature or top-p above 0: less is no number in float32
 GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 
